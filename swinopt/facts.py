@@ -1,0 +1,387 @@
+"""What is known of every tensor: its dtype, its shape, and where possible its value.
+
+A model with dynamic sizes is looked at through **samples**: every symbolic input size is bound to a concrete number,
+two different ones in two samples, and shapes and shape arithmetic are computed for each. A size that differs between
+the samples depends on the input; what stays the same, stays the same. For a static model there is one sample, and
+everything is exact. Values that hang on a dynamic size are tracked element by element, so that a comparison such as
+``batch == 1`` is never mistaken for a constant because it came out alike in both samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import shape_inference
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
+
+from swinopt import ops
+from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
+from swinopt.graph import Array, Tensor, argument, is_standard, literal, producer, size_of
+
+Shape = tuple[int, ...]
+
+#: Values up to this many elements are computed for every tensor (shape arithmetic); larger ones on demand.
+SMALL = 1024
+#: The largest value that is ever computed on demand, in elements.
+LARGE = 1 << 27
+
+# Ops that only carry elements from one place to another: what their outputs depend on can be told element by element.
+_CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Equal", "Less", "Greater"}
+_ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "Max", "Min"}
+
+# (first sample, second sample) for a symbolic size, by what it is likely to be. Spatial sizes must suit the windows
+# and strides of the model: multiples of 224 and 256 do for every Swin that was published.
+_BATCH_SIZES = (2, 3)
+_SPATIAL_SIZES = ((224, 256), (448, 512), (896, 768))
+
+
+class Facts:
+    """Shapes, dtypes and values of a graph's tensors, computed once a tensor and kept by name.
+
+    Args:
+        graph: the graph.
+        sizes: a concrete number for each symbolic size, one mapping a sample, e.g. ``[{"batch": 2}, {"batch": 3}]``.
+            By default they are chosen.
+    """
+
+    def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
+        self.graph = graph
+        self.sizes = list(sizes) if sizes else default_sizes(graph.inputs)
+        self._dtypes: dict[str, int | None] = {}
+        self._shapes: dict[str, list[Shape] | None] = {}
+        self._values: dict[str, list[Array]] = {}
+        self._depends: dict[str, Array] = {}
+        self._constants: dict[str, Array | None] = {}
+        for tensor in graph.inputs:
+            self._learn_input(tensor)
+        for node in graph.nodes:
+            self._visit(node)
+
+    @property
+    def samples(self) -> range:
+        """The indices of the samples."""
+        return range(len(self.sizes))
+
+    def shape(self, tensor: Tensor, sample: int = 0) -> Shape | None:
+        """The tensor's shape in a sample, all concrete; None where it is unknown."""
+        shapes = self._known_shapes(tensor)
+        return None if shapes is None else shapes[sample]
+
+    def shapes(self, tensor: Tensor) -> list[Shape] | None:
+        """The tensor's shape in every sample."""
+        return self._known_shapes(tensor)
+
+    def dims(self, tensor: Tensor) -> tuple[int | None, ...] | None:
+        """The tensor's shape, with None for a size that depends on the input; None where even the rank is unknown."""
+        shapes = self._known_shapes(tensor)
+        if shapes is None or len({len(shape) for shape in shapes}) != 1:
+            return None
+        return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+
+    def static_shape(self, tensor: Tensor) -> Shape | None:
+        """The tensor's shape if no size of it depends on the input."""
+        dims = self.dims(tensor)
+        return None if dims is None or None in dims else dims  # type: ignore[return-value]
+
+    def dtype(self, tensor: Tensor) -> np.dtype | None:  # type: ignore[type-arg]
+        """The tensor's NumPy dtype; None where it is unknown or NumPy has none."""
+        code = self.onnx_dtype(tensor)
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)) if code else None
+
+    def onnx_dtype(self, tensor: Tensor) -> int | None:
+        """The tensor's ONNX element type."""
+        self._known_shapes(tensor)
+        if isinstance(tensor, gs.Constant):
+            return int(dtype_to_onnx(tensor.dtype))
+        return self._dtypes.get(tensor.name)
+
+    def value(self, tensor: Tensor, sample: int = 0) -> Array | None:
+        """The value that a tensor of shape arithmetic, or a small constant, has in a sample."""
+        if isinstance(tensor, gs.Constant):
+            return literal(tensor)
+        self._known_shapes(tensor)
+        values = self._values.get(tensor.name)
+        return None if values is None else values[sample]
+
+    def constant(self, tensor: Tensor, limit: int = LARGE) -> Array | None:
+        """The value of a tensor that depends on no input, computed if need be; None if it does, or is too large.
+
+        Args:
+            tensor: the tensor.
+            limit: the largest number of elements that any step of the computation may have.
+        """
+        if isinstance(tensor, gs.Constant):
+            return literal(tensor)
+        if tensor.name not in self._constants:
+            for node in _computed_by(tensor):
+                self._compute(node, limit)
+        return self._constants.get(tensor.name)
+
+    def learn(self, tensor: Tensor, like: Tensor | None = None, shapes: Sequence[Shape] | None = None) -> None:
+        """Tells the shape of a tensor that was just made, where its node does not."""
+        known = self._known_shapes(like) if like is not None else None
+        self._shapes[tensor.name] = list(shapes) if shapes is not None else known
+        if like is not None:
+            self._dtypes[tensor.name] = self.onnx_dtype(like)
+
+    # ------------------------------------------------------------------------------------------------- the sweep
+
+    def _learn_input(self, tensor: gs.Variable) -> None:
+        self._dtypes[tensor.name] = _declared_dtype(tensor)
+        if tensor.shape is None:
+            self._shapes[tensor.name] = None
+            return
+        self._shapes[tensor.name] = [
+            tuple(sizes[_symbol(tensor, i)] if not _is_size(d) else d for i, d in enumerate(tensor.shape))
+            for sizes in self.sizes
+        ]
+
+    def _known_shapes(self, tensor: Tensor) -> list[Shape] | None:
+        if isinstance(tensor, gs.Constant):
+            return [tuple(tensor.shape)] * len(self.sizes)
+        if tensor.name not in self._shapes:
+            pending = [tensor]
+            while pending:
+                node = producer(pending[-1])
+                unknown = [t for t in node.inputs if self._is_unvisited(t)] if node else []
+                if unknown:
+                    pending += unknown
+                    continue
+                if node:
+                    self._visit(node)
+                self._shapes.setdefault(pending.pop().name, None)
+        return self._shapes[tensor.name]
+
+    def _is_unvisited(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, gs.Constant) and not tensor.is_empty() and tensor.name not in self._shapes
+
+    def _visit(self, node: gs.Node) -> None:
+        """Learns all that can be told of the node's outputs."""
+        if not (self._visit_value(node) or self._visit_type(node)):
+            for tensor in node.outputs:
+                self._learn_declared(tensor)
+
+    def _visit_value(self, node: gs.Node) -> bool:
+        if node.op in ("Shape", "Size") and is_standard(node):
+            return self._visit_shape_op(node)
+        if not is_deterministic(node) or not node.inputs or not all(self._is_small(t) for t in node.inputs):
+            return False
+        results = []
+        for sample in self.samples:
+            if sample and all(isinstance(t, gs.Constant) for t in node.inputs):
+                results.append(results[0])
+                continue
+            try:
+                results.append(evaluate(node, [self._input_value(t, sample) for t in node.inputs], self.graph.opset))
+            except CannotEvaluate:
+                return False
+        if any(value.size > SMALL for outputs in results for value in outputs):
+            return False
+        depends = self._dependence(node, results[0])
+        for index, tensor in enumerate(node.outputs):
+            self._learn_value(tensor, [outputs[index] for outputs in results], depends)
+        return True
+
+    def _visit_shape_op(self, node: gs.Node) -> bool:
+        shapes = self._known_shapes(node.inputs[0])
+        if shapes is None:
+            return False
+        if node.op == "Size":
+            values = [np.array(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        else:
+            bounds = slice(node.attrs.get("start", 0), node.attrs.get("end"))
+            values = [np.array(shape[bounds], np.int64) for shape in shapes]
+        self._learn_value(node.outputs[0], values, np.array(len({v.tobytes() for v in values}) > 1))
+        if len({v.shape for v in values}) == 1:
+            self._depends[node.outputs[0].name] = np.any([v != values[0] for v in values], axis=0)
+        return True
+
+    def _is_small(self, tensor: Tensor) -> bool:
+        if isinstance(tensor, gs.Constant):
+            return size_of(tensor) <= SMALL
+        return tensor.is_empty() or tensor.name in self._values
+
+    def _input_value(self, tensor: Tensor, sample: int) -> Array | None:
+        return None if tensor.is_empty() else self.value(tensor, sample)
+
+    def _learn_value(self, tensor: gs.Variable, values: list[Array], depends: Array) -> None:
+        self._values[tensor.name] = values
+        self._shapes[tensor.name] = [value.shape for value in values]
+        self._dtypes[tensor.name] = int(dtype_to_onnx(values[0].dtype))
+        self._depends[tensor.name] = depends
+
+    def _dependence(self, node: gs.Node, outputs: list[Array]) -> Array:
+        """Which elements of the node's first output hang on a dynamic size (a scalar answer counts for all)."""
+        flags = [self._depends.get(t.name, np.array(False)) for t in node.inputs]
+        if not any(flag.any() for flag in flags):
+            return np.array(False)
+        all_depend, first = np.array(True), node.inputs[0]
+        if node.op in _ELEMENTWISE:
+            try:
+                return np.logical_or.reduce(np.broadcast_arrays(*flags))
+            except ValueError:
+                return all_depend
+        data = len(node.inputs) if node.op == "Concat" else 1
+        if node.op not in _CARRIES or any(flag.any() for flag in flags[data:]):
+            return all_depend
+        spread = [np.broadcast_to(flags[i], self._known_shapes(node.inputs[i])[0]) for i in range(data)]  # type: ignore[index]
+        if node.op == "Cast":
+            return np.array(spread[0])
+        rest = [self._input_value(t, 0) for t in node.inputs[data:]]
+        try:
+            carried = evaluate(node, [*(np.array(s) for s in spread), *rest], self.graph.opset)[0]
+        except CannotEvaluate:
+            return all_depend
+        return carried if first is not None and carried.shape == outputs[0].shape else all_depend
+
+    def _visit_type(self, node: gs.Node) -> bool:
+        """Shapes by the op's own inference, node by node with concrete input shapes."""
+        known = [self._known_shapes(t) if not t.is_empty() else [] for t in node.inputs]
+        if any(shapes is None for shapes in known):
+            return False
+        types = [self.onnx_dtype(t) if not t.is_empty() else None for t in node.inputs]
+        inferred: list[list[tuple[int, Shape]]] = []
+        for sample in self.samples:
+            shapes = [shapes[sample] if shapes else None for shapes in known]
+            outputs = self._inferred(node, shapes, types, sample)
+            if outputs is None:
+                return False
+            inferred.append(outputs)
+        for index, tensor in enumerate(node.outputs):
+            if not tensor.is_empty():
+                self._dtypes[tensor.name] = inferred[0][index][0]
+                self._shapes[tensor.name] = [outputs[index][1] for outputs in inferred]
+        return True
+
+    def _inferred(
+        self, node: gs.Node, shapes: Sequence[Shape | None], types: Sequence[int | None], sample: int
+    ) -> list[tuple[int, Shape]] | None:
+        if node.domain == ops.DOMAIN:
+            found = ops.infer_shapes(node.op, [s for s in shapes if s is not None], dict(node.attrs))
+            return [(types[0] or onnx.TensorProto.FLOAT, tuple(shape)) for shape in found]
+        if not is_standard(node) or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            return None
+        proto = OnnxExporter.export_node(node)
+        try:
+            schema = onnx.defs.get_schema(node.op, self.graph.opset, "")
+            outputs = shape_inference.infer_node_outputs(
+                schema,
+                proto,
+                {t.name: tensor_type(c, s) for t, c, s in zip(node.inputs, types, shapes, strict=True) if c and s is not None},
+                {t.name: onnx.numpy_helper.from_array(v) for t in node.inputs if (v := self._hint(t, sample)) is not None},
+                opset_imports=[onnx.helper.make_opsetid("", self.graph.opset)],
+            )
+        except Exception:
+            return None
+        return _concrete([outputs.get(name) for name in proto.output if name])
+
+    def _hint(self, tensor: Tensor, sample: int) -> Array | None:
+        """A value that shape inference may want: small integers, and the scales of Resize."""
+        if tensor.is_empty() or (isinstance(tensor, gs.Constant) and size_of(tensor) > SMALL):
+            return None
+        value = self.value(tensor, sample)
+        return value if value is not None and value.ndim <= 1 else None
+
+    def _learn_declared(self, tensor: gs.Variable) -> None:
+        """Falls back on what the model itself says of the tensor, where that is concrete."""
+        self._dtypes[tensor.name] = _declared_dtype(tensor)
+        shape = tensor.shape
+        concrete = shape is not None and all(_is_size(d) for d in shape)
+        self._shapes[tensor.name] = [tuple(shape)] * len(self.sizes) if concrete else None
+
+    # ------------------------------------------------------------------------------------------ values on demand
+
+    def _compute(self, node: gs.Node, limit: int) -> None:
+        names = [t.name for t in node.outputs if not t.is_empty()]
+        if all(name in self._constants for name in names):
+            return
+        for name in names:
+            self._constants[name] = None
+        if node.op in ("Shape", "Size") or all(name in self._values for name in names):
+            for name in names:
+                if name in self._values and not self._depends[name].any():
+                    self._constants[name] = self._values[name][0]
+            return
+        if not is_deterministic(node) or any(_elements(self._shapes.get(name)) > limit for name in names):
+            return
+        inputs = [None if t.is_empty() else self.constant(t, limit) for t in node.inputs]
+        if any(value is None and not t.is_empty() for value, t in zip(inputs, node.inputs, strict=True)):
+            return
+        try:
+            outputs = evaluate(node, inputs, self.graph.opset)
+        except CannotEvaluate:
+            return
+        for tensor, value in zip(node.outputs, outputs, strict=False):
+            self._constants[tensor.name] = value
+
+
+def default_sizes(inputs: Iterable[gs.Variable]) -> list[dict[str, int]]:
+    """Two samples of concrete numbers for the symbolic sizes of these inputs; one empty sample if there are none."""
+    symbols: dict[str, tuple[int, int]] = {}
+    spatial = 0
+    for tensor in inputs:
+        for axis, size in enumerate(tensor.shape or ()):
+            symbol = _symbol(tensor, axis)
+            if _is_size(size) or symbol in symbols:
+                continue
+            if axis >= 2 and len(tensor.shape) >= 4:
+                symbols[symbol] = _SPATIAL_SIZES[spatial % len(_SPATIAL_SIZES)]
+                spatial += 1
+            else:
+                symbols[symbol] = _BATCH_SIZES
+    if not symbols:
+        return [{}]
+    return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
+
+
+def _computed_by(tensor: gs.Variable) -> list[gs.Node]:
+    """The nodes that the tensor is computed from, each after those that it needs; empty if an input is among them."""
+    order: list[gs.Node] = []
+    seen: set[int] = set()
+    pending = [(producer(tensor), False)]
+    while pending:
+        node, ready = pending.pop()
+        if node is None:
+            return []
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            pending.append((node, True))
+            if node.op in ("Shape", "Size"):
+                continue
+            pending += [(producer(t), False) for t in node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
+    return order
+
+
+def _concrete(types: Sequence[onnx.TypeProto | None]) -> list[tuple[int, Shape]] | None:
+    found = []
+    for proto in types:
+        if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+            return None
+        dims = proto.tensor_type.shape.dim
+        if not all(d.HasField("dim_value") for d in dims):
+            return None
+        found.append((proto.tensor_type.elem_type, tuple(d.dim_value for d in dims)))
+    return found
+
+
+def _is_size(dim: object) -> bool:
+    return isinstance(dim, (int, np.integer)) and int(dim) >= 0
+
+
+def _symbol(tensor: gs.Variable, axis: int) -> str:
+    dim = tensor.shape[axis]
+    return dim if isinstance(dim, str) and dim else f"{tensor.name}[{axis}]"
+
+
+def _declared_dtype(tensor: gs.Variable) -> int | None:
+    return None if tensor.dtype is None else int(dtype_to_onnx(tensor.dtype))
+
+
+def _elements(shapes: Sequence[Shape] | None) -> int:
+    return 0 if not shapes else max(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
