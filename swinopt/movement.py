@@ -1,0 +1,334 @@
+"""Data movement, recognised by what it does and not by how it is spelled.
+
+Reshape, Transpose, Slice, Concat, Pad, Gather, Split and their like compute nothing: every element of their result is
+an element of the input, or a pad. So a whole region of them is one array of indices, found by running the region on
+``arange``. Two regions with the same array are the same function: equality of integers is a proof, with no tolerance
+and no list of spellings. Where sizes are dynamic, the array is computed for every sample (:mod:`swinopt.facts`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from swinopt.facts import Facts, Shape
+from swinopt.graph import Tensor, argument, attr, is_standard, made_by, producer, scalar
+
+Indices = npt.NDArray[np.int32]
+
+#: What stands in an index array where the region puts a zero of its own.
+PAD = -1
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected piece of data movement.
+
+    Attributes:
+        source: the one tensor that all elements come from.
+        target: the tensor that the region makes.
+        indices: for each sample, an array of the target's shape: flat positions in ``source``, or :data:`PAD`.
+        nodes: the movement nodes of the region, consumers first.
+    """
+
+    source: Tensor
+    target: Tensor
+    indices: tuple[Indices, ...]
+    nodes: tuple[gs.Node, ...]
+
+
+# ----------------------------------------------------------------------------------------------------- single steps
+
+Step = Callable[[gs.Node, list[npt.NDArray[Any]], int, Facts, int], npt.NDArray[Any]]
+
+
+def _reshape(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    return data[0].reshape(facts.shape(node.outputs[output], sample))
+
+
+def _transpose(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    return data[0].transpose(node.attrs.get("perm"))
+
+
+def _concat(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    return np.concatenate(data, axis=node.attrs["axis"])
+
+
+def _slice(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    starts, ends, axes, steps = (_ints(node, i, facts, sample) for i in (1, 2, 3, 4))
+    window = [slice(None)] * data[0].ndim
+    for i, (start, end) in enumerate(zip(starts or (), ends or (), strict=True)):
+        step = steps[i] if steps else 1
+        # Below -size, an end of a backward slice means "past the first element", which NumPy spells None.
+        axis = axes[i] if axes else i
+        past_first = step < 0 and end < -data[0].shape[axis]
+        window[axis] = slice(start, None if past_first else end, step)
+    return data[0][tuple(window)]
+
+
+def _split(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    axis = attr(node, "axis", facts.graph.opset) or 0
+    sizes = [facts.shape(t, sample)[axis] for t in node.outputs]  # type: ignore[index]
+    return np.split(data[0], np.cumsum(sizes)[:-1], axis=axis)[output]
+
+
+def _gather(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    return np.take(data[0], facts.value(node.inputs[1], sample), axis=node.attrs.get("axis", 0))
+
+
+def _expand(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    return np.broadcast_to(data[0], facts.shape(node.outputs[output], sample))  # type: ignore[arg-type]
+
+
+def _pad(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    pads, axes = _ints(node, 1, facts, sample), _ints(node, 3, facts, sample)
+    axes = axes if axes is not None else range(data[0].ndim)
+    padded = data[0]
+    for i, axis in enumerate(axes):
+        before, after = pads[i], pads[i + len(axes)]  # type: ignore[index]
+        size = padded.shape[axis]
+        padded = np.take(padded, range(max(0, -before), size - max(0, -after)), axis=axis)
+        widths = [(0, 0)] * padded.ndim
+        widths[axis] = (max(0, before), max(0, after))
+        padded = np.pad(padded, widths, constant_values=PAD)
+    return padded
+
+
+def _depth_to_space(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    (n, c, h, w), b = data[0].shape, node.attrs["blocksize"]
+    if node.attrs.get("mode", "DCR") == "DCR":
+        return data[0].reshape(n, b, b, c // b**2, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
+    return data[0].reshape(n, c // b**2, b, b, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(n, c // b**2, h * b, w * b)
+
+
+def _space_to_depth(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+    (n, c, h, w), b = data[0].shape, node.attrs["blocksize"]
+    return data[0].reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
+
+
+_STEPS: dict[str, Step] = {
+    "Identity": lambda node, data, output, facts, sample: data[0],
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "Expand": _expand,
+    "Pad": _pad,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+}
+#: The ops that only move elements.
+MOVEMENT_OPS = frozenset(_STEPS)
+#: Those among them that keep the order of all elements.
+VIEW_OPS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+# Inputs that carry elements; all others are parameters and have to be known.
+_DATA_INPUTS = {"Concat": None}
+
+
+def is_movement(node: gs.Node | None, facts: Facts) -> bool:
+    """Whether the node only moves elements, to places that are known."""
+    if node is None or not is_standard(node) or node.op not in MOVEMENT_OPS:
+        return False
+    if any(facts.shapes(t) is None for t in (*data_inputs(node), *node.outputs)):
+        return False
+    if node.op in ("Slice", "Gather") and not all(
+        t.is_empty() or all(facts.value(t, s) is not None for s in facts.samples) for t in node.inputs[1:]
+    ):
+        return False
+    return node.op != "Pad" or _pads_with_zeros(node, facts)
+
+
+def data_inputs(node: gs.Node) -> list[Tensor]:
+    """The inputs whose elements the movement node moves."""
+    return list(node.inputs) if node.op == "Concat" else list(node.inputs[:1])
+
+
+def _pads_with_zeros(node: gs.Node, facts: Facts) -> bool:
+    value = argument(node, 2)
+    known = facts.value(node.inputs[1]) is not None and (argument(node, 3) is None or facts.value(node.inputs[3]) is not None)
+    return known and node.attrs.get("mode", "constant") == "constant" and (value is None or scalar(value) == 0)
+
+
+def _ints(node: gs.Node, index: int, facts: Facts, sample: int) -> list[int] | None:
+    tensor = argument(node, index)
+    value = None if tensor is None else facts.value(tensor, sample)
+    return None if value is None else [int(i) for i in value.reshape(-1)]
+
+
+# ---------------------------------------------------------------------------------------------------- whole regions
+
+
+class Movement:
+    """Evaluates movement regions of one graph; equal regions, of which a Swin has many, are evaluated once.
+
+    Args:
+        facts: what is known of the graph.
+        transparent: nodes that are to count as movement although they compute, with the input that they pass on:
+            an elementwise factor, say, which changes values but not places.
+    """
+
+    # A Swin has about two dozen distinct regions; with q, k and v of the largest stage an array takes 10 MB.
+    _KEEP = 48
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._known: OrderedDict[Hashable, Indices] = OrderedDict()
+
+    def region(
+        self, target: Tensor, stop: Sequence[Tensor] = (), transparent: Callable[[gs.Node], int | None] | None = None
+    ) -> Region | None:
+        """The largest movement region that makes ``target`` from a single source; None if there are several.
+
+        Args:
+            target: the tensor that the region makes.
+            stop: tensors that count as sources although movement makes them.
+            transparent: tells of a node that computes but keeps all places which of its inputs it passes on.
+        """
+        stops = {id(t) for t in stop}
+        inputs_of: dict[int, list[Tensor]] = {}
+        order: list[tuple[Tensor, gs.Node]] = []
+        sources: dict[int, Tensor] = {}
+
+        def enter(tensor: Tensor) -> list[Tensor]:
+            """The tensors that this one is moved from; none if it is a source."""
+            node = producer(tensor)
+            if node is None or id(tensor) in stops:
+                return []
+            if is_movement(node, self.facts):
+                return data_inputs(node)
+            passed_on = transparent(node) if transparent else None
+            return [] if passed_on is None else [node.inputs[passed_on]]
+
+        pending: list[tuple[Tensor, bool]] = [(target, False)]
+        while pending:
+            tensor, ready = pending.pop()
+            if ready:
+                order.append((tensor, tensor.inputs[0]))
+            elif id(tensor) not in inputs_of:
+                inputs_of[id(tensor)] = enter(tensor)
+                if inputs_of[id(tensor)]:
+                    pending.append((tensor, True))
+                    pending += [(t, False) for t in inputs_of[id(tensor)]]
+                else:
+                    sources[id(tensor)] = tensor
+        if len(sources) != 1:
+            return None
+        (source,) = sources.values()
+        if self.facts.shapes(source) is None:
+            return None
+        indices = tuple(self._evaluate(source, order, inputs_of, sample) for sample in self.facts.samples)
+        nodes = {id(node): node for _, node in reversed(order)}
+        return Region(source, target, indices, tuple(nodes.values()))
+
+    def _evaluate(
+        self, source: Tensor, order: list[tuple[Tensor, gs.Node]], inputs_of: dict[int, list[Tensor]], sample: int
+    ) -> Indices:
+        shape = self.facts.shape(source, sample)
+        assert shape is not None
+        numbers = {id(source): 0}
+        key: list[Hashable] = [shape]
+        for number, (tensor, node) in enumerate(order, start=1):
+            numbers[id(tensor)] = number
+            inputs = tuple(numbers[id(t)] for t in inputs_of[id(tensor)])
+            key.append((inputs, *self._signature(tensor, node, sample)))
+        if tuple(key) in self._known:
+            self._known.move_to_end(tuple(key))
+            return self._known[tuple(key)]
+        # The arrays of inner steps are dropped after their last use: they are as large as the activations.
+        values = {id(source): np.arange(np.prod(shape, dtype=np.int64), dtype=np.int32).reshape(shape)}
+        last_use = {id(t): tensor for tensor, _ in order for t in inputs_of[id(tensor)]}
+        for tensor, node in order:
+            data = [values[id(t)] for t in inputs_of[id(tensor)]]
+            step = _STEPS[node.op] if is_movement(node, self.facts) else _STEPS["Identity"]
+            values[id(tensor)] = step(node, data, _output_index(node, tensor), self.facts, sample)
+            for used in inputs_of[id(tensor)]:
+                if last_use[id(used)] is tensor:
+                    values.pop(id(used), None)
+        indices = np.ascontiguousarray(values[id(order[-1][0])] if order else values[id(source)])
+        indices.setflags(write=False)
+        self._known[tuple(key)] = indices
+        if len(self._known) > self._KEEP:
+            self._known.popitem(last=False)
+        return indices
+
+    def _signature(self, tensor: Tensor, node: gs.Node, sample: int) -> tuple[Hashable, ...]:
+        parameters = [self.facts.value(t, sample) for t in node.inputs[1:] if not t.is_empty()] if node.op != "Concat" else []
+        return (
+            node.op,
+            _output_index(node, tensor),
+            self.facts.shape(tensor, sample),
+            tuple(sorted((key, str(value)) for key, value in node.attrs.items())),
+            tuple(value.tobytes() for value in parameters if value is not None),
+        )
+
+
+def _output_index(node: gs.Node, tensor: Tensor) -> int:
+    return next(i for i, t in enumerate(node.outputs) if t is tensor)
+
+
+# --------------------------------------------------------------------------------------------- what a region amounts to
+
+
+def is_identity(indices: Indices) -> bool:
+    """Whether the elements keep their order, and none is added or left out that would show in the order."""
+    flat = indices.reshape(-1)
+    return flat.size > 0 and flat[0] == 0 and flat[-1] == flat.size - 1 and bool((np.diff(flat) == 1).all())
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An index array of the form ``sum_i stride_i * j_i`` over a grid of sizes.
+
+    Attributes:
+        sizes: the grid, outermost axis first; no axis of size 1, and no two neighbours that could be one.
+        strides: how far in the source one step along each axis goes.
+    """
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def as_transpose(self) -> tuple[Shape, tuple[int, ...]] | None:
+        """The source's shape and the permutation of its axes that give this order, if it is a permutation at all."""
+        order = sorted(range(len(self.sizes)), key=lambda i: -self.strides[i])
+        source = tuple(self.sizes[i] for i in order)
+        expected = 1
+        for i in reversed(order):
+            if self.strides[i] != expected:
+                return None
+            expected *= self.sizes[i]
+        permutation = tuple(order.index(i) for i in range(len(self.sizes)))
+        return source, permutation
+
+
+def affine(indices: Indices) -> Affine | None:
+    """The affine form of an index array that starts at 0; None if it has none.
+
+    The innermost axis is the longest run of equal steps from the start; what follows it must be copies of that run at
+    other offsets, whose offsets are affine in turn.
+    """
+    flat = indices.reshape(-1)
+    if flat.size == 0 or flat[0] != 0:
+        return None
+    sizes: list[int] = []
+    strides: list[int] = []
+    while flat.size > 1:
+        stride = int(flat[1]) - int(flat[0])
+        breaks = np.flatnonzero(np.diff(flat) != stride)
+        run = int(breaks[0]) + 1 if breaks.size else flat.size
+        if flat.size % run or stride <= 0:
+            return None
+        rows = flat.reshape(-1, run)
+        if not (rows == rows[:, :1] + np.arange(run, dtype=rows.dtype) * stride).all():
+            return None
+        sizes.insert(0, run)
+        strides.insert(0, stride)
+        flat = rows[:, 0]
+    return Affine(tuple(sizes), tuple(strides))
