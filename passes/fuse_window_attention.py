@@ -1,0 +1,445 @@
+"""Fuse window attention: everything from the partition to its reverse becomes one swinopt::WindowAttention.
+
+    before: pad -> roll -> partition -> QKV -> heads -> softmax(s q k^T + bias + mask) v -> proj -> reverse -> roll -> crop
+    after:  QKV -> WindowAttention -> proj                                       (tokens stay [B, H, W, C] throughout)
+
+It rests on one identity: a linear works token by token, so it commutes with every permutation P of the tokens,
+``linear(P x) = P linear(x)``, and a padded token is the linear's bias. Partition and roll thus move past QKV and the
+projection, and what is left between them reads and writes the un-partitioned map.
+
+The places are proven on indices (:mod:`swinopt.movement`): where each slot of each window comes from has to be the
+textbook's shifted partition of some window and shift, and where it goes its inverse. Bias and mask are taken by value:
+what differs between windows must be a constant times the textbook's mask of exactly this window and shift. Swin V1
+(scaled products) and V2 (cosines with a factor for each head) differ in two factors only. q, k and v may come from
+one linear or from three, in any order of channels; the weights are put in the op's order.
+
+Refused, with the reason in the report, is whatever is not proven: another mask, unknown sizes, probabilities that are
+read elsewhere, weights that are no constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from swinopt import ops
+from swinopt.attention import (
+    Linear,
+    NoAttention,
+    Operand,
+    Scores,
+    Term,
+    exits,
+    linear_from,
+    operand_of,
+    probabilities_product,
+    scores_of,
+)
+from swinopt.graph import Array, Tensor, producer
+from swinopt.movement import PAD, Indices, Region
+from swinopt.pipeline import Pass
+from swinopt.rewrite import Rewriter
+from swinopt.textbook import shift_mask, window_tokens
+
+#: Stands in for a mask of minus infinity: exp() of it is zero as well, and it does not make NaN of a fully masked row.
+_LOWEST_MASK_VALUE = -30000.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a map was cut: the map's sizes are one entry a sample, all tuples have one entry a spatial axis."""
+
+    sizes: tuple[tuple[int, ...], ...]
+    window: tuple[int, ...]
+    shift: tuple[int, ...]
+    roll_first: bool
+
+    def __str__(self) -> str:
+        return f"window {'x'.join(map(str, self.window))}, shift {'x'.join(map(str, self.shift))}"
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether some map is no multiple of the window."""
+        return any(s % w for size in self.sizes for s, w in zip(size, self.window, strict=True))
+
+
+@dataclass(frozen=True)
+class FuseWindowAttention(Pass):
+    """Makes one swinopt::WindowAttention of each attention over shifted windows, partition and reverse included."""
+
+    name: ClassVar[str] = "fuse-window-attention"
+
+    def run(self, rewriter: Rewriter) -> None:
+        for softmax in rewriter.nodes("Softmax"):
+            if rewriter.is_dead(softmax):
+                continue
+            try:
+                _fuse(softmax, rewriter)
+            except NoAttention as reason:
+                rewriter.refuse(softmax, str(reason))
+
+
+def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
+    facts, movement = rewriter.facts, rewriter.movement
+    scores = scores_of(softmax, facts)
+    product = probabilities_product(softmax, facts)
+    heads, slots = _heads_and_slots(scores, product, rewriter)
+    q = operand_of(scores.q, heads, movement)
+    k = operand_of(scores.k_transposed, heads, movement, transposed=True)
+    v = operand_of(product.inputs[1], heads, movement)
+    if q.normalised != k.normalised or v.normalised:
+        raise NoAttention("only one of q and k is normalised")
+    source, places = _common_source((q, k, v), rewriter)
+    window = _window_of(source, places, slots, rewriter)
+    bias, mask_value = _bias_and_mask(scores.terms, window, heads, rewriter)
+    proj, results = _way_out(product.outputs[0], places, heads, q.channels.shape[1], source, rewriter)
+
+    x = _as_map(source, window, rewriter)
+    qkv = _apply(x, _joined((q, k, v)), rewriter)
+    scale = scores.scale * q.scale * k.scale
+    attention = rewriter.op(
+        "WindowAttention",
+        qkv,
+        rewriter.float_constant(bias, qkv, f"{softmax.name}/relative_position_bias"),
+        _logit_scale(scores, q, scale, heads, qkv, rewriter),
+        rewriter.float_constant(_pad_value((q, k, v)), qkv, "pad_qkv") if window.has_padding else None,
+        domain=ops.DOMAIN,
+        hint=f"{product.outputs[0].name}/WindowAttention",
+        window_size=list(window.window),
+        shift_size=list(window.shift),
+        num_heads=heads,
+        scale=1.0 if q.normalised else scale,
+        mask_value=mask_value,
+        **({"roll_first": 1} if window.roll_first else {}),
+    )
+    out = _apply(attention, proj, rewriter) if proj else attention
+    shaped = [rewriter.reshape(out, result) for result in results]
+    if any(tensor is None for tensor in shaped):
+        raise NoAttention("the shape of the result hangs on two sizes of the input")
+    for result, tensor in zip(results, shaped, strict=True):
+        assert tensor is not None
+        rewriter.replace(result, tensor)
+
+
+# ------------------------------------------------------------------------------------------------------------ sizes
+
+
+def _heads_and_slots(scores: Scores, product: gs.Node, rewriter: Rewriter) -> tuple[int, int]:
+    """Heads from whatever differs between them: the bias, a factor, or the shape of the scores."""
+    shape = rewriter.facts.shape(scores.q)
+    if shape is None or len(shape) < 3:
+        raise NoAttention("the shape of q is not known")
+    if rewriter.facts.shape(product.inputs[1]) is None:
+        raise NoAttention("the shape of v is not known")
+    if len(shape) == 3:  # [groups * heads, N, head_dim]
+        found = [t.value.shape[-3] for t in scores.terms if t.value.ndim >= 3 and t.value.shape[-3] > 1]
+        found += [len(scores.head_factors.reshape(-1))] if scores.head_factors is not None else []
+        if not found:
+            raise NoAttention("how many heads there are cannot be told")
+        return found[0], shape[-2]
+    return shape[-3], shape[-2]
+
+
+def _common_source(operands: tuple[Operand, ...], rewriter: Rewriter) -> tuple[Region, tuple[Indices, ...]]:
+    """The movement before the linears, and the token of its source in each slot of each window: [groups, N]."""
+    regions: dict[int, Region] = {}
+    places: list[tuple[Indices, ...]] = []
+    for operand in operands:
+        linear = operand.linear
+        if id(linear.input) not in regions:
+            region = rewriter.movement.region(linear.input)
+            if region is None:
+                raise NoAttention("the tokens come from several tensors")
+            regions[id(linear.input)] = region
+        region = regions[id(linear.input)]
+        places.append(tuple(_placed(region, s, tokens) for s, tokens in enumerate(operand.tokens)))
+    if len({id(region.source) for region in regions.values()}) != 1:
+        raise NoAttention("q, k and v come from different tensors")
+    if any(not np.array_equal(a, b) for other in places[1:] for a, b in zip(places[0], other, strict=True)):
+        raise NoAttention("q, k and v are not of the same tokens")
+    return next(iter(regions.values())), places[0]
+
+
+def _placed(region: Region, sample: int, tokens: Indices) -> Indices:
+    moved = whole_tokens(region.indices[sample])
+    if moved is None:
+        raise NoAttention("what is moved before the linear is not whole tokens")
+    return np.where(tokens == PAD, PAD, moved[tokens])
+
+
+def whole_tokens(indices: Indices) -> Indices | None:
+    """Flat token numbers, if the last axis of an index array runs through whole tokens (or pads); else None."""
+    rows = indices.reshape(-1, indices.shape[-1])
+    width = rows.shape[1]
+    tokens = np.where(rows[:, 0] == PAD, PAD, rows[:, 0] // width)
+    expected = np.where(tokens[:, None] == PAD, PAD, tokens[:, None] * width + np.arange(width, dtype=np.int32))
+    return tokens if np.array_equal(expected, rows) else None
+
+
+# ----------------------------------------------------------------------------------------------------------- window
+
+
+def _window_of(source: Region, places: tuple[Indices, ...], slots: int, rewriter: Rewriter) -> Window:
+    maps = _map_sizes(source, rewriter)
+    if not maps:
+        raise NoAttention("the tokens have no spatial layout")
+    for sizes in maps:
+        for window in _factorisations(slots, len(sizes[0])):
+            found = _matching(sizes, window, places)
+            if found is not None:
+                return found
+    raise NoAttention(f"the {slots} tokens of a group are not a window of the map {'x'.join(map(str, maps[0][0]))}")
+
+
+def _map_sizes(source: Region, rewriter: Rewriter) -> list[tuple[tuple[int, ...], ...]]:
+    """The spatial sizes that the source may have: its own, or those of a view of it inside the region."""
+    facts = rewriter.facts
+    candidates = [source.source, *(t for node in reversed(source.nodes) for t in node.outputs)]
+    whole = facts.shapes(source.source) or []
+    found = []
+    for tensor in candidates:
+        shapes = facts.shapes(tensor) or []
+        same_tokens = all(
+            len(s) in (4, 5) and s[0] == w[0] and s[-1] == w[-1] and np.prod(s) == np.prod(w)
+            for s, w in zip(shapes, whole, strict=False)
+        )
+        sizes = tuple(s[1:-1] for s in shapes)
+        if shapes and same_tokens and sizes not in found:
+            found.append(sizes)
+    return found
+
+
+def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ordered ways to write a number as a product of so many factors, the most even ones first."""
+
+    def split(rest: int, left: int) -> Iterator[tuple[int, ...]]:
+        if left == 1:
+            yield (rest,)
+            return
+        for factor in range(1, rest + 1):
+            if rest % factor == 0:
+                yield from ((factor, *others) for others in split(rest // factor, left - 1))
+
+    yield from sorted(split(number, parts), key=lambda factors: max(factors) / min(factors))
+
+
+def _matching(sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], places: tuple[Indices, ...]) -> Window | None:
+    first = int(places[0].reshape(-1)[0])
+    if first == PAD or first >= np.prod(sizes[0]):
+        return None
+    shift = tuple(int(i) for i in np.unravel_index(first, sizes[0]))
+    if any(s >= w for s, w in zip(shift, window, strict=True)):
+        return None
+    for roll_first in (False, True):
+        if all(_is_partition(p, size, window, shift, roll_first) for p, size in zip(places, sizes, strict=True)):
+            return Window(sizes, window, shift, roll_first)
+    return None
+
+
+def _is_partition(
+    places: Indices, size: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], roll_first: bool
+) -> bool:
+    expected = window_tokens(size, window, shift, roll_first=roll_first)
+    if places.size % expected.size:
+        return False
+    batches = np.arange(places.size // expected.size, dtype=np.int64)[:, None, None] * int(np.prod(size))
+    return np.array_equal(np.where(expected == PAD, PAD, expected + batches).reshape(places.shape), places)
+
+
+# ---------------------------------------------------------------------------------------------------- bias and mask
+
+
+def _bias_and_mask(terms: list[Term], window: Window, heads: int, rewriter: Rewriter) -> tuple[Array, float]:
+    """The relative position bias [heads, N, N], and what masked pairs get.
+
+    Raises:
+        NoAttention: what differs between windows is not the shift mask.
+    """
+    slots = int(np.prod(window.window))
+    bias = np.zeros((heads, slots, slots))
+    mask_value = 0.0
+    for term in terms:
+        per_window = [_by_window(term.value, shape, size, window, heads) for shape, size in zip(term.shapes, window.sizes, strict=True)]
+        if per_window[0].shape[0] == 1 and all(np.array_equal(p, per_window[0]) for p in per_window):
+            bias = bias + per_window[0][0]
+            continue
+        parts = [_split(values, shift_mask(size, window.window, window.shift), window) for values, size in zip(per_window, window.sizes, strict=True)]
+        if any(value != parts[0][1] or not np.array_equal(part, parts[0][0]) for part, value in parts):
+            raise NoAttention("bias or mask depend on the input's size")
+        bias, mask_value = bias + parts[0][0], mask_value + parts[0][1]
+    return bias, max(mask_value, _LOWEST_MASK_VALUE)
+
+
+def _by_window(
+    value: Array, scores: tuple[int, ...], size: tuple[int, ...], window: Window, heads: int
+) -> Array:
+    """A term as [windows or 1, heads or 1, N, N], in double precision; it must be the same for the whole batch."""
+    slots = int(np.prod(window.window))
+    windows = shift_mask(size, window.window, window.shift).shape[0]
+    value = value.reshape((1,) * (len(scores) - value.ndim) + value.shape)
+    if scores[-3:] == (heads, slots, slots) and all(n == 1 for n in value.shape[:-3]):
+        return value.reshape(1, *value.shape[-3:]).astype(np.float64)
+    if scores[-3:] == (heads, slots, slots):
+        value = np.broadcast_to(value, (*scores[:-3], *value.shape[-3:])).reshape(-1, windows, *value.shape[-3:])
+    else:
+        value = np.broadcast_to(value, scores).reshape(-1, windows, heads, slots, slots)
+    if not (value == value[:1]).all():
+        raise NoAttention("the mask differs within the batch")
+    return value[0].astype(np.float64)
+
+
+def _split(values: Array, mask: Array, window: Window) -> tuple[Array, float]:
+    """Splits [windows, heads or 1, N, N] into a bias [heads or 1, N, N] and a constant times the mask [windows, N, N]."""
+    wrong = NoAttention(f"the mask is not the shift mask of {window}")
+    mask = np.broadcast_to(mask[:, None], values.shape)
+    free = ~mask
+    somewhere_free = free.any(axis=0)
+    witness = free.argmax(axis=0)
+    bias = np.take_along_axis(values, witness[None], axis=0)[0]
+    masked = mask & somewhere_free[None]
+    above = (values - bias)[masked] if masked.any() else values[mask]
+    mask_value = float(above.reshape(-1)[0]) if above.size else 0.0
+    bias = np.where(somewhere_free, bias, 0.0 if not masked.any() else values[0] - mask_value)
+    rebuilt = bias[None] + np.where(mask, mask_value, 0.0)
+    # A sum of bias and mask that was rounded to fp32 is off by half a unit in the last place of the mask's value.
+    tolerance = np.finfo(np.float32).eps * max(1.0, abs(mask_value)) if np.isfinite(mask_value) else 0.0
+    same = np.abs(rebuilt - values) <= tolerance if np.isfinite(mask_value) else (rebuilt == values)
+    if not same.all() or mask_value > 0 or not np.isfinite(bias).all():
+        raise wrong
+    return bias, mask_value
+
+
+# ------------------------------------------------------------------------------------------------------ the way out
+
+
+def _way_out(
+    product: Tensor, places: tuple[Indices, ...], heads: int, head_dim: int, source: Region, rewriter: Rewriter
+) -> tuple[Joined | None, list[Tensor]]:
+    """The projection, and the tensors in which the tokens are back in the map's order.
+
+    Raises:
+        NoAttention: they do not come back to where they were.
+    """
+    merged = exits(product, rewriter.facts)
+    if len(merged) != 1:
+        raise NoAttention("the attended values are read in several places")
+    slots, channels = _merged_heads(product, merged[0], heads, head_dim, rewriter)
+    linear = linear_from(merged[0])
+    if linear is None:
+        if not np.array_equal(channels, np.arange(channels.size)):
+            raise NoAttention("the heads are not merged in order, and no linear follows that could undo it")
+        results, through = merged, tuple(slots)
+        _check_return([through], places, rewriter)
+        return None, results
+    results = exits(linear.output, rewriter.facts)
+    for result in results:
+        region = rewriter.movement.region(result, stop=[linear.output])
+        tokens = [whole_tokens(i) for i in region.indices] if region else [None]
+        if any(t is None or (t == PAD).any() for t in tokens):
+            raise NoAttention("what follows the projection does not move whole tokens")
+        _check_return([tuple(s[t] for s, t in zip(slots, tokens, strict=True))], places, rewriter)
+    return Joined((linear,), linear.weight_value()[np.argsort(channels)] if not _in_order(channels) else None, None), results
+
+
+def _in_order(channels: Indices) -> bool:
+    return np.array_equal(channels, np.arange(channels.size))
+
+
+def _merged_heads(
+    product: Tensor, merged: Tensor, heads: int, head_dim: int, rewriter: Rewriter
+) -> tuple[list[Indices], Indices]:
+    """For each sample the slot (window * N + n) of each merged token, and the channel (head * d + i) in each place."""
+    region = rewriter.movement.region(merged, stop=[product])
+    if region is None:
+        raise NoAttention("the heads are merged with something else")
+    slots, channels = [], None
+    for sample, indices in enumerate(region.indices):
+        shape = rewriter.facts.shape(product, sample) or ()
+        rows = indices.reshape(-1, indices.shape[-1])
+        if rows.shape[1] != heads * head_dim or (rows == PAD).any():
+            raise NoAttention("the heads are not merged token by token")
+        group_head, slot, place = np.unravel_index(rows, (int(np.prod(shape[:-2])), shape[-2], shape[-1]))
+        where = (group_head // heads) * shape[-2] + slot
+        which = (group_head % heads) * head_dim + place
+        if not (where == where[:, :1]).all() or not (which == which[:1]).all():
+            raise NoAttention("the heads are not merged token by token")
+        if channels is not None and not np.array_equal(channels, which[0]):
+            raise NoAttention("how heads are merged depends on the input's size")
+        channels = which[0]
+        slots.append(where[:, 0])
+    assert channels is not None
+    return slots, channels
+
+
+def _check_return(results: list[tuple[Indices, ...]], places: tuple[Indices, ...], rewriter: Rewriter) -> None:
+    for slots in results:
+        for slot, place in zip(slots, places, strict=True):
+            if not np.array_equal(place.reshape(-1)[slot], np.arange((place != PAD).sum())):
+                raise NoAttention("the tokens do not come back to where they were before the partition")
+
+
+# --------------------------------------------------------------------------------------------------- what is emitted
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One or more linears as one; ``weight`` and ``bias`` only where they are not those of the single linear."""
+
+    linears: tuple[Linear, ...]
+    weight: Array | None
+    bias: Array | None
+
+
+def _joined(operands: tuple[Operand, ...]) -> Joined:
+    """The linear that gives q, k and v side by side, in the order of channels that the op reads."""
+    linears = tuple(operand.linear for operand in operands)
+    order = np.concatenate([operand.channels.reshape(-1) for operand in operands])
+    if len({id(linear.output) for linear in linears}) == 1 and _in_order(order) and linears[0].features == order.size:
+        return Joined(linears[:1], None, None)
+    weight = np.concatenate([o.linear.weight_value()[:, o.channels.reshape(-1)] for o in operands], axis=1)
+    return Joined(linears, weight, _pad_value(operands))
+
+
+def _pad_value(operands: tuple[Operand, ...]) -> Array:
+    """What the linears make of a token of zeros."""
+    return np.concatenate([operand.linear.bias_value()[operand.channels.reshape(-1)] for operand in operands])
+
+
+def _apply(x: Tensor, joined: Joined, rewriter: Rewriter) -> Tensor:
+    first = joined.linears[0]
+    weight: Tensor = first.weight
+    if joined.weight is not None or first.transposed:
+        value = joined.weight if joined.weight is not None else first.weight_value()
+        weight = rewriter.constant(value, hint=first.weight.name)
+    result: Tensor = rewriter.op("MatMul", x, weight, hint=f"{first.output.name}/MatMul")
+    if joined.bias is not None and any(linear.bias is not None for linear in joined.linears):
+        return rewriter.op("Add", result, rewriter.constant(joined.bias, hint=f"{first.output.name}/bias"))  # type: ignore[no-any-return]
+    if joined.bias is None and first.bias is not None:
+        return rewriter.op("Add", result, first.bias, hint=f"{first.output.name}/Add")  # type: ignore[no-any-return]
+    return result
+
+
+def _as_map(source: Region, window: Window, rewriter: Rewriter) -> Tensor:
+    shapes = rewriter.facts.shapes(source.source) or []
+    wanted = [(s[0], *size, s[-1]) for s, size in zip(shapes, window.sizes, strict=True)]
+    shaped = rewriter.reshape_to(source.source, wanted)
+    if shaped is None:
+        raise NoAttention("the shape of the map hangs on two sizes of the input")
+    return shaped
+
+
+def _logit_scale(
+    scores: Scores, q: Operand, scale: float, heads: int, like: Tensor, rewriter: Rewriter
+) -> gs.Constant | None:
+    if not q.normalised:
+        if scores.head_factors is not None:
+            raise NoAttention("the heads have factors of their own, and q and k are not normalised")
+        return None
+    factors = np.ones(1) if scores.head_factors is None else scores.head_factors.astype(np.float64)
+    if factors.size not in (1, heads):
+        raise NoAttention(f"the scores are multiplied by {factors.size} factors for {heads} heads")
+    return rewriter.float_constant(np.broadcast_to(factors.reshape(-1) * scale, heads), like, "logit_scale")

@@ -1,0 +1,171 @@
+"""The front door: ``swinopt.optimize``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from swinopt import graph as graphs
+from swinopt import opset, targets
+from swinopt.errors import ModelError, OptionError
+from swinopt.graph import ModelLike, op_counts
+from swinopt.pipeline import Pass, Pipeline, Progress, execute
+from swinopt.report import Report
+from swinopt.verify import Reference
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What :func:`optimize` returns.
+
+    Attributes:
+        model: the optimized model.
+        report: what each pass did, and why it refused.
+    """
+
+    model: onnx.ModelProto
+    report: Report
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the model, whole or not at all; above 2 GiB the weights go to ``<name>.data`` beside it.
+
+        Raises:
+            ModelError: the path cannot be written.
+        """
+        return graphs.save(self.model, path)
+
+    def __repr__(self) -> str:
+        return f"<Optimized for {self.report.target}: {self.report.nodes_before} -> {self.report.nodes_after} nodes>"
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def pipeline(target: str = "tensorrt") -> Pipeline:
+    """The pipeline for a target, to be read, cut, extended and run.
+
+    Raises:
+        OptionError: the target is not known.
+    """
+    return targets.find(target).build()
+
+
+def optimize(
+    model: ModelLike,
+    *,
+    target: str = "tensorrt",
+    passes: Pass | Sequence[Pass] | str | None = None,
+    verify: bool = True,
+    progress: bool | Progress = False,
+) -> Optimized:
+    """Turns an exported Swin Transformer into the fastest correct form of it for a runtime.
+
+    Models that are no Swin go through as well: what fits is applied, the rest is left alone.
+
+    Args:
+        model: a path, bytes, ``onnx.ModelProto``, ``gs.Graph``, ``onnx_ir.Model`` or ``torch.onnx.ONNXProgram``; it is
+            never changed.
+        target: ``"tensorrt"`` (10 and newer), ``"tensorrt-8.6"``, ``"onnxruntime"`` or ``"portable"``.
+        passes: what to run instead of the target's pipeline: a pass, several, a pipeline, or its text.
+        verify: check the outputs on random inputs against the untouched model after every pass that changed something
+            (needs onnxruntime). The structure is checked in any case. A pass that fails is rolled back and reported.
+        progress: True to print each pass as it starts, or a function of its name, number and the number of passes.
+
+    Returns:
+        The optimized model with its report.
+
+    Raises:
+        ModelError: the model cannot be read, its weights hold NaN, or its opset cannot be converted.
+        OptionError: the target, a pass or an option is not known.
+        MissingDependencyError: ``verify`` is asked for and onnxruntime is not installed.
+    """
+    start = time.perf_counter()
+    goal = targets.find(target)
+    steps = _as_pipeline(passes) if passes is not None else goal.build()
+    source = graphs.load_model(model)
+    _refuse_nan(source)
+    reference = Reference(source) if verify else None
+    graph = graphs.load(_raised(source, goal.opset))
+    graph, reports = execute(steps, graph, reference=reference, progress=_progress(progress))
+    optimized = _lowered(graph, goal)
+    final = reference.check(optimized) if reference else None
+    report = Report(
+        target=goal.name,
+        passes=tuple(reports),
+        ops_before=Counter(node.op_type for node in source.graph.node),
+        ops_after=op_counts(graph),
+        seconds=time.perf_counter() - start,
+        model=_name_of(model, source),
+        versions=_versions(),
+        verified=reference is not None,
+        max_abs_diff=final.max_abs if final else None,
+    )
+    return Optimized(optimized, report)
+
+
+def _as_pipeline(passes: Pass | Sequence[Pass] | str) -> Pipeline:
+    if isinstance(passes, str):
+        return Pipeline.parse(passes)
+    return Pipeline(passes) if isinstance(passes, Pass) else Pipeline(*passes)
+
+
+def _refuse_nan(model: onnx.ModelProto) -> None:
+    for weight in model.graph.initializer:
+        if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+            # The sum of an array is NaN if any element is, and needs no array of flags as large as the weights.
+            total = np.sum(onnx.numpy_helper.to_array(weight), dtype=np.float64)
+            if np.isnan(total) and np.isnan(onnx.numpy_helper.to_array(weight)).any():
+                raise ModelError(f"the weight {weight.name!r} holds NaN; the model cannot compute anything with it")
+
+
+def _raised(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+    """The model in at least the wanted opset, or as close to it as the converter gets."""
+    current = opset.version_of(model)
+    if current >= wanted:
+        return model
+    try:
+        return opset.convert(model, wanted)
+    except ModelError:
+        if current < 13:
+            raise
+        return model
+
+
+def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:
+    model = graphs.to_model(graph, bodies=goal.bodies)
+    if goal.newest_opset and graph.opset > goal.newest_opset:
+        model = opset.convert(model, goal.newest_opset)
+    return model
+
+
+def _progress(progress: bool | Progress) -> Progress | None:
+    if callable(progress):
+        return progress
+    return (lambda name, number, count: print(f"[{number + 1}/{count}] {name}", flush=True)) if progress else None
+
+
+def _name_of(model: ModelLike, source: onnx.ModelProto) -> str:
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else source.graph.name
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("swinopt", "onnx", "onnx-graphsurgeon", "numpy", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

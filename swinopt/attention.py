@@ -1,0 +1,366 @@
+"""Attention, recognised: from the softmax up to the linears that make q, k and v, and down to the projection.
+
+    softmax(factor * q k^T + terms) v
+
+Nothing here knows of windows: which tokens belong together is :mod:`swinopt.passes.fuse_window_attention`'s question.
+Every recognition either succeeds or raises :class:`NoAttention` with the reason, which ends in the report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from swinopt.facts import Facts
+from swinopt.graph import Array, Tensor, attr, is_standard, literal, made_by, producer, scalar
+from swinopt.movement import PAD, VIEW_OPS, Indices, Movement, Region, is_movement
+from swinopt.pattern import Pattern, constant, either, number, op, reduced_axes, sqrt, square, var
+
+#: The largest floor of a norm that still counts as "only there to avoid a division by zero".
+_LARGEST_NORM_FLOOR = 1e-5
+
+
+class NoAttention(Exception):
+    """What was looked at is no attention of the kind that was looked for; the message says why."""
+
+
+# ---------------------------------------------------------------------------------------------------------- linears
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``input @ weight + bias``, with ``weight`` [K, N] and ``bias`` [N] or None."""
+
+    input: Tensor
+    output: Tensor
+    weight: gs.Constant
+    bias: gs.Constant | None
+    transposed: bool = False
+
+    @property
+    def features(self) -> int:
+        """N, the number of output features."""
+        return int(self.weight.shape[0 if self.transposed else 1])
+
+    def weight_value(self) -> Array:
+        """The weight as [K, N]."""
+        value = literal(self.weight)
+        assert value is not None
+        return value.T if self.transposed else value
+
+    def bias_value(self) -> Array:
+        """The bias as [N]; zeros if there is none."""
+        value = literal(self.bias)
+        return np.zeros(self.features, self.weight.dtype) if value is None else value.reshape(-1)
+
+
+def linear_of(tensor: Tensor) -> Linear | None:
+    """The linear that ends in this tensor: MatMul with a constant, with or without the Add of its bias, or a Gemm."""
+    add = made_by(tensor, "Add")
+    if add is not None:
+        for product, bias in ((0, 1), (1, 0)):
+            inner = _product(add.inputs[product])
+            if inner is not None and inner.bias is None and _is_bias(add.inputs[bias], inner.features):
+                return Linear(inner.input, tensor, inner.weight, add.inputs[bias], inner.transposed)
+        return None
+    return _product(tensor)
+
+
+def linear_from(tensor: Tensor) -> Linear | None:
+    """The linear that alone reads this tensor."""
+    if len(tensor.outputs) != 1:
+        return None
+    result = tensor.outputs[0].outputs[0]
+    inner = _product(result)
+    if inner is None or inner.input is not tensor:
+        return None
+    if inner.bias is None and len(result.outputs) == 1:
+        with_bias = linear_of(result.outputs[0].outputs[0])
+        if with_bias is not None and with_bias.input is tensor:
+            return with_bias
+    return inner
+
+
+def _product(tensor: Tensor) -> Linear | None:
+    node = made_by(tensor, "MatMul", "Gemm")
+    if node is None or not isinstance(node.inputs[1], gs.Constant) or len(node.inputs[1].shape) != 2:
+        return None
+    if literal(node.inputs[1]) is None:
+        return None
+    if node.op == "MatMul":
+        return Linear(node.inputs[0], tensor, node.inputs[1], None)
+    plain = node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0 and not node.attrs.get("transA", 0)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    found = Linear(node.inputs[0], tensor, node.inputs[1], bias, bool(node.attrs.get("transB", 0)))
+    return found if plain and (bias is None or _is_bias(bias, found.features)) else None
+
+
+def _is_bias(tensor: Tensor, features: int) -> bool:
+    if not isinstance(tensor, gs.Constant) or not tensor.shape:
+        return False
+    return tuple(tensor.shape)[-1] == features and int(np.prod(tensor.shape)) == features
+
+
+# ------------------------------------------------------------------------------------------------------- the scores
+
+
+@dataclass(frozen=True)
+class Term:
+    """A constant that is added to the scores: its value, and the scores' shape at that point, one a sample."""
+
+    value: Array
+    shapes: list[tuple[int, ...]]
+
+
+@dataclass
+class Scores:
+    """``softmax(factor * q k^T + terms)``.
+
+    Attributes:
+        q: [..., N, head_dim].
+        k_transposed: [..., head_dim, N].
+        scale: the scalar part of the factor.
+        head_factors: the part of the factor that differs between heads ([..., heads, 1, 1]), None if it does not.
+        terms: what is added, in no particular order.
+    """
+
+    q: Tensor
+    k_transposed: Tensor
+    scale: float = 1.0
+    head_factors: Array | None = None
+    terms: list[Term] = field(default_factory=list)
+
+
+def scores_of(softmax: gs.Node, facts: Facts) -> Scores:
+    """What the softmax runs over, down to the product of q and k.
+
+    Raises:
+        NoAttention: it is no such sum of constants and a product.
+    """
+    shape = facts.shape(softmax.inputs[0])
+    axis = attr(softmax, "axis", facts.graph.opset)
+    if shape is None or axis not in (-1, len(shape) - 1):
+        raise NoAttention("the softmax does not run over the last axis")
+    terms: list[Term] = []
+    scale, head_factors = 1.0, None
+    tensor: Tensor = softmax.inputs[0]
+    while True:
+        node = producer(tensor)
+        if node is None or not is_standard(node):
+            raise NoAttention("the softmax is not over a product of q and k")
+        if node.op == "MatMul":
+            return Scores(node.inputs[0], node.inputs[1], scale, head_factors, terms)
+        if node.op in VIEW_OPS or node.op == "Cast":
+            tensor = node.inputs[0]
+            continue
+        if node.op not in ("Add", "Mul", "Div"):
+            raise NoAttention(f"there is a {node.op} between the product of q and k and the softmax")
+        value, other = _constant_operand(node, facts)
+        if node.op == "Add":
+            if scale != 1.0 or head_factors is not None:
+                raise NoAttention("a constant is added to the scores before they are scaled")
+            shapes = facts.shapes(tensor)
+            if shapes is None:
+                raise NoAttention("the shape of the scores is not known")
+            terms.append(Term(value, shapes))
+        elif value.size == 1:
+            scale *= float(value.reshape(-1)[0]) ** (1 if node.op == "Mul" else -1)
+        elif node.op == "Mul" and head_factors is None and value.shape[-2:] == (1, 1):
+            head_factors = value
+        else:
+            raise NoAttention(f"the scores are multiplied by a constant of shape {list(value.shape)}")
+        tensor = other
+
+
+def _constant_operand(node: gs.Node, facts: Facts) -> tuple[Array, Tensor]:
+    for index in (1, 0) if node.op != "Div" else (1,):
+        value = facts.constant(node.inputs[index])
+        if value is not None:
+            return value, node.inputs[1 - index]
+    raise NoAttention(f"the {node.op} between the product of q and k and the softmax has no constant operand")
+
+
+# ----------------------------------------------------------------------------------------------------------- q, k, v
+
+
+@dataclass(frozen=True)
+class Operand:
+    """q, k or v, as tokens and channels of the linear that makes it.
+
+    Attributes:
+        linear: the linear.
+        tokens: for each sample [groups, N]: the token, counted flat over the linear's output, in each slot; PAD where
+            a zero was put in after the linear.
+        channels: [heads, head_dim]: the linear's output feature in each place.
+        scale: a scalar that the operand is multiplied by on its way.
+        normalised: whether each head of each token is divided by its L2 norm on its way.
+    """
+
+    linear: Linear
+    tokens: tuple[Indices, ...]
+    channels: Indices
+    scale: float
+    normalised: bool
+
+
+_x = var("x")
+_norm = either(op("ReduceL2", _x, keepdims=1), sqrt(either(op("ReduceSum", square(_x), keepdims=1), op("ReduceSumSquare", _x))))
+_floor = number(name="floor")
+_floored = either(op("Clip", _norm, _floor), op("Max", _norm, _floor), op("Max", _floor, _norm))
+#: ``x / max(||x||, floor)``, torch's ``normalize``.
+L2_NORMALISED: Pattern = _x / either(_floored, op("Expand", _floored, var("shape")))
+
+
+def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bool = False) -> Operand:
+    """Follows q, k or v up to the linear that makes it.
+
+    Args:
+        tensor: [..., N, head_dim]; its leading axes run over groups, then heads.
+        heads: how many heads there are.
+        movement: evaluates the movement on the way.
+        transposed: whether the tensor is [..., head_dim, N].
+
+    Raises:
+        NoAttention: there is no such linear, or what lies between is more than movement, a scale and a norm.
+    """
+    facts = movement.facts
+    passed: dict[int, int] = {}
+    scale, normalised_at = 1.0, None
+    current: Tensor = tensor
+    while (linear := linear_of(current)) is None:
+        node = producer(current)
+        if node is None:
+            raise NoAttention("q, k or v does not come from a linear with constant weights")
+        if is_movement(node, facts) and node.op != "Concat" or node.op == "Cast" and is_standard(node):
+            below = node.inputs[0]
+        elif (match := L2_NORMALISED.match(current, facts)) is not None and normalised_at is None:
+            _check_norm(match.bindings, facts)
+            below = normalised_at = match["x"]
+        elif node.op in ("Mul", "Div") and (factor := _scalar_factor(node)) is not None:
+            below, scale = factor[0], scale * factor[1]
+        else:
+            raise NoAttention(f"there is a {node.op} between the linear and q, k or v")
+        if not is_movement(node, facts):
+            passed[id(node)] = next(i for i, t in enumerate(node.inputs) if t is below)
+        current = below
+    passes_on: Callable[[gs.Node], int | None] = lambda node: passed.get(id(node))  # noqa: E731
+    region = movement.region(tensor, stop=[linear.output], transparent=passes_on)
+    if region is None:
+        raise NoAttention("q, k or v comes from several tensors")
+    tokens, channels = _tokens_and_channels(region, heads, linear.features, transposed)
+    if normalised_at is not None:
+        _check_normalised_axis(normalised_at, linear, movement, passes_on, channels)
+    return Operand(linear, tokens, channels, scale, normalised_at is not None)
+
+
+def _scalar_factor(node: gs.Node) -> tuple[Tensor, float] | None:
+    left, right = node.inputs
+    if (value := scalar(right)) is not None and value != 0:
+        return left, value if node.op == "Mul" else 1 / value
+    if node.op == "Mul" and (value := scalar(left)) is not None:
+        return right, value
+    return None
+
+
+def _check_norm(bindings: object, facts: Facts) -> None:
+    assert isinstance(bindings, dict)
+    floor = scalar(bindings["floor"])
+    if floor is None or not 0 <= floor <= _LARGEST_NORM_FLOOR:
+        raise NoAttention(f"the norm of q or k has a floor of {floor}")
+    for pattern, tensor in bindings.items():
+        node = producer(tensor) if isinstance(pattern, Pattern) else None
+        if node is not None and node.op.startswith("Reduce") and reduced_axes(node, facts) != (-1,):
+            raise NoAttention("q or k is normalised over another axis than its last one")
+
+
+def _tokens_and_channels(
+    region: Region, heads: int, features: int, transposed: bool
+) -> tuple[tuple[Indices, ...], Indices]:
+    tokens, found = [], None
+    for indices in region.indices:
+        rows = np.swapaxes(indices, -1, -2) if transposed else indices
+        slots, width = rows.shape[-2:]
+        rows = rows.reshape(-1, heads, slots, width)
+        pads = (rows == PAD).any(axis=(1, 3))
+        channels = rows[~pads[:, :]] if False else rows % features
+        at = np.argwhere(~pads)
+        if not at.size:
+            raise NoAttention("q, k or v is nothing but padding")
+        group, slot = at[0]
+        expected = channels[group, :, slot, :]
+        token = np.where(pads, PAD, rows[:, 0, :, 0] // features)
+        rebuilt = token[:, None, :, None] * features + expected[None, :, None, :]
+        if not np.array_equal(np.where(pads[:, None, :, None], PAD, rebuilt), rows):
+            raise NoAttention("q, k or v does not hold whole tokens, split into heads")
+        if found is not None and not np.array_equal(found, expected):
+            raise NoAttention("which channels make a head depends on the input's size")
+        found = expected
+        tokens.append(token)
+    assert found is not None
+    return tuple(tokens), found
+
+
+def _check_normalised_axis(
+    tensor: Tensor,
+    linear: Linear,
+    movement: Movement,
+    passes_on: Callable[[gs.Node], int | None],
+    channels: Indices,
+) -> None:
+    """The norm must run over exactly the channels of one head of one token."""
+    region = movement.region(tensor, stop=[linear.output], transparent=passes_on)
+    heads = {tuple(sorted(head)) for head in channels.tolist()}
+    if region is None or (rows := region.indices[0].reshape(-1, region.indices[0].shape[-1])).shape[1] != channels.shape[1]:
+        raise NoAttention("q or k is normalised over something else than a head")
+    tokens = rows // linear.features
+    same_token = bool((tokens == tokens[:, :1]).all())
+    unique = np.unique(np.sort(rows % linear.features, axis=1), axis=0)
+    if not same_token or any(tuple(row) not in heads for row in unique.tolist()):
+        raise NoAttention("q or k is normalised over something else than a head")
+
+
+# ------------------------------------------------------------------------------------------------------ the way out
+
+
+def exits(tensor: Tensor, facts: Facts) -> list[Tensor]:
+    """The tensors in which the movement that starts at this one ends: something else reads them."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    pending = [tensor]
+    outputs = {id(t) for t in facts.graph.outputs}
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if id(current) in outputs or not current.outputs:
+            found[id(current)] = current
+        for node in current.outputs:
+            if is_movement(node, facts):
+                pending += node.outputs
+            elif not isinstance(node.attrs.get("body"), gs.Graph):
+                found[id(current)] = current
+    return list(found.values())
+
+
+def probabilities_product(softmax: gs.Node, facts: Facts) -> gs.Node:
+    """The product of the softmax with v.
+
+    Raises:
+        NoAttention: something else reads the softmax as well, or instead.
+    """
+    tensor = softmax.outputs[0]
+    while True:
+        if len(tensor.outputs) != 1 or any(tensor is t for t in facts.graph.outputs):
+            raise NoAttention("the attention probabilities are read by more than the product with v")
+        node = tensor.outputs[0]
+        if node.op == "MatMul" and node.inputs[0] is tensor:
+            return node
+        if node.op not in VIEW_OPS and node.op not in ("Cast", "Dropout"):
+            raise NoAttention(f"the softmax is read by a {node.op} and not by the product with v")
+        tensor = node.outputs[0]
