@@ -1,23 +1,49 @@
 """The passes: one file, one idea. Each is useful alone on any ONNX model."""
 
 from swinopt.passes.eliminate_noops import EliminateNoops
+from swinopt.passes.fold_attention_bias import FoldAttentionBias
 from swinopt.passes.fold_constants import FoldConstants
+from swinopt.passes.fold_query_scale import FoldQueryScale
+from swinopt.passes.fold_window_partition import FoldWindowPartition
+from swinopt.passes.fuse_bias_gelu import FuseBiasGelu
 from swinopt.passes.fuse_gelu import FuseGelu
 from swinopt.passes.fuse_layer_norm import FuseLayerNorm
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
+from swinopt.passes.simplify_patch_merging import SimplifyPatchMerging
 from swinopt.passes.sink_token_views import SinkTokenViews
 from swinopt.passes.spell_out_gelu import SpellOutGelu
 
+#: All of them, for the registry.
 ALL = (
     EliminateNoops,
+    FoldAttentionBias,
     FoldConstants,
+    FoldQueryScale,
+    FoldWindowPartition,
+    FuseBiasGelu,
     FuseGelu,
     FuseLayerNorm,
     FuseWindowAttention,
     SimplifyMovement,
+    SimplifyPatchMerging,
     SinkTokenViews,
     SpellOutGelu,
 )
 
-__all__ = [kind.__name__ for kind in ALL]
+__all__ = [
+    "ALL",
+    "EliminateNoops",
+    "FoldAttentionBias",
+    "FoldConstants",
+    "FoldQueryScale",
+    "FoldWindowPartition",
+    "FuseBiasGelu",
+    "FuseGelu",
+    "FuseLayerNorm",
+    "FuseWindowAttention",
+    "SimplifyMovement",
+    "SimplifyPatchMerging",
+    "SinkTokenViews",
+    "SpellOutGelu",
+]

@@ -18,17 +18,25 @@ from swinopt.pattern import Match, Pattern, either, op, product, var
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter, Rule, apply_rules
 
-_x = var("x")
-_cube = either(op("Pow", _x, 3.0), product(_x, _x, _x))
-_erf = op("Erf", product(_x, constant=math.sqrt(0.5)))
-_inner = either(_x + product(_cube, constant=0.044715), product(_x, 1.0 + product(_x, _x, constant=0.044715)))
-_inner_squared = product(_x, 1.0 + product(op("Pow", _x, 2.0), constant=0.044715))
-_tanh = op("Tanh", product(either(_inner, _inner_squared), constant=math.sqrt(2 / math.pi)))
+def erf_gelu(x: Pattern) -> Pattern:
+    """The exact GELU of x."""
+    erf = op("Erf", product(x, constant=math.sqrt(0.5)))
+    return either(product(x, 1.0 + erf, constant=0.5), product(x, product(1.0 + erf, constant=0.5)))
 
-#: The exact GELU, for other passes to look for.
-ERF_GELU: Pattern = either(product(_x, 1.0 + _erf, constant=0.5), product(_x, product(1.0 + _erf, constant=0.5)))
-#: Its approximation by tanh.
-TANH_GELU: Pattern = either(product(_x, 1.0 + _tanh, constant=0.5), product(_x, product(1.0 + _tanh, constant=0.5)))
+
+def tanh_gelu(x: Pattern) -> Pattern:
+    """The approximation of GELU by tanh."""
+    square, cube = op("Pow", x, 2.0), either(op("Pow", x, 3.0), product(x, x, x))
+    inner = either(
+        x + product(cube, constant=0.044715),
+        product(x, 1.0 + product(x, x, constant=0.044715)),
+        product(x, 1.0 + product(square, constant=0.044715)),
+    )
+    tanh = op("Tanh", product(inner, constant=math.sqrt(2 / math.pi)))
+    return either(product(x, 1.0 + tanh, constant=0.5), product(x, product(1.0 + tanh, constant=0.5)))
+
+
+_x = var("x")
 
 
 def _opset_has_it(match: Match, rewriter: Rewriter) -> str | None:
@@ -51,4 +59,4 @@ class FuseGelu(Pass):
     name: ClassVar[str] = "fuse-gelu"
 
     def run(self, rewriter: Rewriter) -> None:
-        apply_rules((Rule(ERF_GELU, _exact, (_opset_has_it,)), Rule(TANH_GELU, _approximate, (_opset_has_it,))), rewriter)
+        apply_rules((Rule(erf_gelu(_x), _exact, (_opset_has_it,)), Rule(tanh_gelu(_x), _approximate, (_opset_has_it,))), rewriter)

@@ -99,7 +99,7 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
     proj, results = _way_out(product.outputs[0], places, heads, q.channels.shape[1], source, rewriter)
 
     x = _as_map(source, window, rewriter)
-    qkv = _apply(x, _joined((q, k, v)), rewriter)
+    qkv = _qkv(x, (q, k, v), rewriter)
     scale = scores.scale * q.scale * k.scale
     attention = rewriter.op(
         "WindowAttention",
@@ -116,7 +116,7 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
         mask_value=mask_value,
         **({"roll_first": 1} if window.roll_first else {}),
     )
-    out = _apply(attention, proj, rewriter) if proj else attention
+    out = proj.linear.applied_to(attention, rewriter, proj.weight) if proj else attention
     shaped = [rewriter.reshape(out, result) for result in results]
     if any(tensor is None for tensor in shaped):
         raise NoAttention("the shape of the result hangs on two sizes of the input")
@@ -316,9 +316,17 @@ def _split(values: Array, mask: Array, window: Window) -> tuple[Array, float]:
 # ------------------------------------------------------------------------------------------------------ the way out
 
 
+@dataclass(frozen=True)
+class Projection:
+    """The linear behind the attention, and its weight if that has to be reordered."""
+
+    linear: Linear
+    weight: Array | None
+
+
 def _way_out(
     product: Tensor, places: tuple[Indices, ...], heads: int, head_dim: int, source: Region, rewriter: Rewriter
-) -> tuple[Joined | None, list[Tensor]]:
+) -> tuple[Projection | None, list[Tensor]]:
     """The projection, and the tensors in which the tokens are back in the map's order.
 
     Raises:
@@ -342,7 +350,9 @@ def _way_out(
         if any(t is None or (t == PAD).any() for t in tokens):
             raise NoAttention("what follows the projection does not move whole tokens")
         _check_return([tuple(s[t] for s, t in zip(slots, tokens, strict=True))], places, rewriter)
-    return Joined((linear,), linear.weight_value()[np.argsort(channels)] if not _in_order(channels) else None, None), results
+    # Row i of the weight belongs to channel channels[i]; the op gives the channels in order.
+    weight = None if _in_order(channels) else linear.weight_value()[np.argsort(channels)]
+    return Projection(linear, weight), results
 
 
 def _in_order(channels: Indices) -> bool:
@@ -385,42 +395,20 @@ def _check_return(results: list[tuple[Indices, ...]], places: tuple[Indices, ...
 # --------------------------------------------------------------------------------------------------- what is emitted
 
 
-@dataclass(frozen=True)
-class Joined:
-    """One or more linears as one; ``weight`` and ``bias`` only where they are not those of the single linear."""
-
-    linears: tuple[Linear, ...]
-    weight: Array | None
-    bias: Array | None
-
-
-def _joined(operands: tuple[Operand, ...]) -> Joined:
-    """The linear that gives q, k and v side by side, in the order of channels that the op reads."""
-    linears = tuple(operand.linear for operand in operands)
+def _qkv(x: Tensor, operands: tuple[Operand, ...], rewriter: Rewriter) -> Tensor:
+    """q, k and v of every token side by side, in the order of channels that the op reads."""
+    first = operands[0].linear
     order = np.concatenate([operand.channels.reshape(-1) for operand in operands])
-    if len({id(linear.output) for linear in linears}) == 1 and _in_order(order) and linears[0].features == order.size:
-        return Joined(linears[:1], None, None)
+    if all(o.linear.output is first.output for o in operands) and _in_order(order) and first.features == order.size:
+        return first.applied_to(x, rewriter)
     weight = np.concatenate([o.linear.weight_value()[:, o.channels.reshape(-1)] for o in operands], axis=1)
-    return Joined(linears, weight, _pad_value(operands))
+    has_bias = any(operand.linear.bias is not None for operand in operands)
+    return first.applied_to(x, rewriter, weight, _pad_value(operands) if has_bias else None)
 
 
 def _pad_value(operands: tuple[Operand, ...]) -> Array:
     """What the linears make of a token of zeros."""
     return np.concatenate([operand.linear.bias_value()[operand.channels.reshape(-1)] for operand in operands])
-
-
-def _apply(x: Tensor, joined: Joined, rewriter: Rewriter) -> Tensor:
-    first = joined.linears[0]
-    weight: Tensor = first.weight
-    if joined.weight is not None or first.transposed:
-        value = joined.weight if joined.weight is not None else first.weight_value()
-        weight = rewriter.constant(value, hint=first.weight.name)
-    result: Tensor = rewriter.op("MatMul", x, weight, hint=f"{first.output.name}/MatMul")
-    if joined.bias is not None and any(linear.bias is not None for linear in joined.linears):
-        return rewriter.op("Add", result, rewriter.constant(joined.bias, hint=f"{first.output.name}/bias"))  # type: ignore[no-any-return]
-    if joined.bias is None and first.bias is not None:
-        return rewriter.op("Add", result, first.bias, hint=f"{first.output.name}/Add")  # type: ignore[no-any-return]
-    return result
 
 
 def _as_map(source: Region, window: Window, rewriter: Rewriter) -> Tensor:

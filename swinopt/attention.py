@@ -8,7 +8,6 @@ Every recognition either succeeds or raises :class:`NoAttention` with the reason
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +18,8 @@ import onnx_graphsurgeon as gs
 from swinopt.facts import Facts
 from swinopt.graph import Array, Tensor, attr, is_standard, literal, made_by, producer, scalar
 from swinopt.movement import PAD, VIEW_OPS, Indices, Movement, Region, is_movement
-from swinopt.pattern import Pattern, constant, either, number, op, reduced_axes, sqrt, square, var
+from swinopt.pattern import Pattern, either, number, op, reduced_axes, sqrt, square, var
+from swinopt.rewrite import Rewriter
 
 #: The largest floor of a norm that still counts as "only there to avoid a division by zero".
 _LARGEST_NORM_FLOOR = 1e-5
@@ -57,6 +57,21 @@ class Linear:
         """The bias as [N]; zeros if there is none."""
         value = literal(self.bias)
         return np.zeros(self.features, self.weight.dtype) if value is None else value.reshape(-1)
+
+    def applied_to(
+        self, x: Tensor, rewriter: Rewriter, weight: Array | None = None, bias: Array | None = None
+    ) -> Tensor:
+        """A new linear on ``x``, with other weights [K, N] and bias [N] where they are given."""
+        name = self.output.name
+        if weight is None and not self.transposed:
+            weights: Tensor = self.weight
+        else:
+            weights = rewriter.constant(self.weight_value() if weight is None else weight, hint=self.weight.name)
+        result: Tensor = rewriter.op("MatMul", x, weights, hint=f"{name}/MatMul")
+        if bias is None and self.bias is None:
+            return result
+        biases = self.bias if bias is None else rewriter.constant(bias.astype(self.weight.dtype), hint=f"{name}/bias")
+        return rewriter.op("Add", result, biases, hint=f"{name}/Add")  # type: ignore[no-any-return]
 
 
 def linear_of(tensor: Tensor) -> Linear | None:
@@ -287,7 +302,7 @@ def _tokens_and_channels(
         slots, width = rows.shape[-2:]
         rows = rows.reshape(-1, heads, slots, width)
         pads = (rows == PAD).any(axis=(1, 3))
-        channels = rows[~pads[:, :]] if False else rows % features
+        channels = rows % features
         at = np.argwhere(~pads)
         if not at.size:
             raise NoAttention("q, k or v is nothing but padding")

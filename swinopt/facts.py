@@ -261,8 +261,8 @@ class Facts:
         self, node: gs.Node, shapes: Sequence[Shape | None], types: Sequence[int | None], sample: int
     ) -> list[tuple[int, Shape]] | None:
         if node.domain == ops.DOMAIN:
-            found = ops.infer_shapes(node.op, [s for s in shapes if s is not None], dict(node.attrs))
-            return [(types[0] or onnx.TensorProto.FLOAT, tuple(shape)) for shape in found]
+            found = ops.infer_shapes(node.op, shapes, dict(node.attrs))
+            return [(types[0] or onnx.TensorProto.FLOAT, tuple(shape)) for shape in found]  # type: ignore[misc]
         if not is_standard(node) or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             return None
         proto = OnnxExporter.export_node(node)

@@ -23,7 +23,7 @@ from swinopt.movement import Movement
 from swinopt.pattern import Match, Pattern
 from swinopt.report import Refusal
 
-_DEDUPLICATED_ELEMENTS = 1 << 16
+_DEDUPLICATED_ELEMENTS = 1 << 20
 _MAX_SWEEPS = 16
 
 
@@ -138,6 +138,27 @@ class Rewriter:
             self._take_over(old, new)
         else:
             self._redirect(old, new)
+        if dead is not None:
+            self._drop([dead])
+
+    def redefine(self, old: Tensor, new: Tensor, downstream: Iterable[Tensor] = ()) -> None:
+        """Lets everything that read ``old`` read ``new``, whose values are others.
+
+        Args:
+            old: a tensor that something computes.
+            new: what is to be read instead; it has the same shape and dtype.
+            downstream: the tensors that change their values with it; they get new names, since a name stands for a
+                meaning: verification compares tensors by name.
+        """
+        dead = producer(old)
+        self._redirect(old, new)
+        self.facts.learn(new, like=old)
+        for tensor in downstream:
+            shapes = self.facts.shapes(tensor)
+            if not self.is_output(tensor) and shapes is not None:
+                renamed = gs.Variable(self._unique(f"{tensor.name}/redefined"))
+                self.facts.learn(renamed, like=tensor)
+                tensor.name = renamed.name
         if dead is not None:
             self._drop([dead])
 
@@ -270,8 +291,3 @@ def apply_rules(rules: Iterable[Rule], rewriter: Rewriter) -> None:
         if rewriter.applied == before:
             return
         rewriter.finish()
-
-
-def like_constant(array: Array, like: Array) -> Array:
-    """``array`` in the dtype of ``like``."""
-    return array.astype(like.dtype, copy=False)

@@ -41,34 +41,33 @@ def _fuse_attention() -> Pipeline:
     from swinopt import passes
 
     return Pipeline(
-        passes.FoldAttentionBias(),
-        passes.FoldQueryScale(),
-        passes.SinkTokenViews(),
-        passes.FuseWindowAttention(),
-        passes.SimplifyPatchMerging(),
-        passes.SimplifyMovement(),
-        passes.EliminateNoops(),
+        passes.FoldAttentionBias(), passes.SinkTokenViews(), passes.FuseWindowAttention(), passes.SimplifyPatchMerging()
     )
+
+
+def _tidy() -> Pipeline:
+    from swinopt import passes
+
+    # After the attention is fused, not before: window attention takes the scale as an attribute and keeps the weights.
+    return Pipeline(passes.FoldQueryScale(), passes.SimplifyMovement(), passes.EliminateNoops())
 
 
 def _tensorrt() -> Pipeline:
     from swinopt import passes
 
-    return _normalise().then(passes.FuseGelu(), _fuse_attention())
+    return _normalise().then(passes.FuseGelu(), _fuse_attention(), _tidy())
 
 
 def _tensorrt_8_6() -> Pipeline:
     from swinopt import passes
 
-    return _normalise().then(passes.SpellOutGelu(), _fuse_attention())
+    return _normalise().then(passes.SpellOutGelu(), _fuse_attention(), _tidy())
 
 
 def _portable() -> Pipeline:
     from swinopt import passes
 
-    return _normalise().then(
-        passes.FuseGelu(), _fuse_attention(), passes.FoldWindowPartition(), passes.SimplifyMovement(), passes.EliminateNoops()
-    )
+    return _normalise().then(passes.FuseGelu(), _fuse_attention(), passes.FoldWindowPartition(), _tidy())
 
 
 def _onnxruntime() -> Pipeline:

@@ -1,0 +1,148 @@
+"""Simplify patch merging: 2x2 neighbours become one token of 4C features, always in the same three nodes.
+
+    [B, H, W, C] -> Reshape [B, H/2, 2, W/2, 2C] -> Transpose -> Reshape [B, H/2, W/2, 4C]        features (dy, dx, c)
+
+Implementations write four strided slices and a Concat in the order (dx, dy, c), or a reshape and a six-dimensional
+transpose. The order of features is free: the norm and the reduction that follow can be permuted instead,
+
+    LayerNorm(x[p]) @ W = LayerNorm'(x) @ W',     scale' = scale[p^-1], bias' = bias[p^-1], W' = W[p^-1, :]
+
+and in the order (dy, dx, c) the 2C features of two horizontal neighbours stay together, so that the transpose moves
+longer runs and has an axis less. Refused where what follows is no LayerNorm or linear that could be permuted. An odd
+map is padded first, as the original does (Swin paper, section 3.1; pad at the end of each axis).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from swinopt.attention import Linear, exits, linear_from
+from swinopt.graph import Tensor, attr, is_standard, literal
+from swinopt.movement import PAD, Indices, Region, is_identity
+from swinopt.pipeline import Pass
+from swinopt.rewrite import Rewriter
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SimplifyPatchMerging(Pass):
+    """Writes the gathering of 2x2 neighbours in one way, and permutes the weights behind it to match."""
+
+    name: ClassVar[str] = "simplify-patch-merging"
+
+    def run(self, rewriter: Rewriter) -> None:
+        for node in list(rewriter.graph.nodes):
+            if rewriter.is_dead(node) or not is_standard(node) or node.op not in ("LayerNormalization", "MatMul", "Gemm"):
+                continue
+            merged = node.inputs[0]
+            region = rewriter.movement.region(merged)
+            if region is None or not region.nodes or len(merged.outputs) != 1:
+                continue
+            order = _merging_order(region, rewriter)
+            if order is not None and not _is_canonical(region, order):
+                reason = _rewrite(region, order, node, rewriter)
+                if reason:
+                    rewriter.refuse(node, reason)
+
+
+def _merging_order(region: Region, rewriter: Rewriter) -> tuple[int, ...] | None:
+    """Which neighbour (2 dy + dx) each quarter of the features is, if the region merges patches at all."""
+    sources, targets = rewriter.facts.shapes(region.source), rewriter.facts.shapes(region.target)
+    if sources is None or targets is None or len(sources[0]) != 4 or targets[0][-1] != 4 * sources[0][-1]:
+        return None
+    for order in permutations(range(4)):
+        if all(
+            np.array_equal(_neighbours(source, order).reshape(-1), indices.reshape(-1))
+            for source, indices in zip(sources, region.indices, strict=True)
+        ):
+            return order
+    return None
+
+
+def _neighbours(source: Shape, order: tuple[int, ...]) -> Indices:
+    """The index array of patch merging: [B, ceil(H/2), ceil(W/2), 4C]."""
+    b, h, w, c = source
+    indices = np.arange(b * h * w * c, dtype=np.int32).reshape(source)
+    padded = np.pad(indices, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=PAD)
+    quarters = [padded[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+    return np.concatenate([quarters[i] for i in order], axis=-1)
+
+
+def _is_canonical(region: Region, order: tuple[int, ...]) -> bool:
+    return order == (0, 1, 2, 3) and [n.op for n in region.nodes if n.op != "Pad"] == ["Reshape", "Transpose", "Reshape"]
+
+
+def _rewrite(region: Region, order: tuple[int, ...], reader: gs.Node, rewriter: Rewriter) -> str | None:
+    features = (rewriter.facts.shape(region.target) or (0,))[-1]
+    # Feature i of the new order was feature new[i] of the old one.
+    new = np.arange(features).reshape(4, -1)[np.argsort(order)].reshape(-1)
+    norm = reader if reader.op == "LayerNormalization" else None
+    linear = _linear_behind(norm.outputs[0] if norm else region.target, rewriter)
+    if linear is None:
+        return "no linear with constant weights follows the merged patches"
+    affine = _permuted_affine(norm, new, rewriter) if norm else []
+    if affine is None:
+        return "the norm behind the merged patches does not run over their features alone"
+    merged = _emit(region, rewriter)
+    if merged is None:
+        return "the map has two sizes that depend on the input"
+    if norm:
+        merged = rewriter.op("LayerNormalization", merged, *affine, **norm.attrs)
+        rewriter.facts.learn(merged, like=norm.outputs[0])
+    viewed = rewriter.reshape(merged, linear.input)
+    if viewed is None:
+        return "the map has two sizes that depend on the input"
+    rewriter.replace(linear.output, linear.applied_to(viewed, rewriter, linear.weight_value()[new]))
+    return None
+
+
+def _linear_behind(tensor: Tensor, rewriter: Rewriter) -> Linear | None:
+    """The one linear that reads the tensor, perhaps as a view that keeps the features."""
+    ends = exits(tensor, rewriter.facts)
+    if len(ends) != 1:
+        return None
+    region = rewriter.movement.region(ends[0], stop=[tensor])
+    features = (rewriter.facts.shape(tensor) or (0,))[-1]
+    if region is None or any(i.shape[-1] != features or not is_identity(i) for i in region.indices):
+        return None
+    return linear_from(ends[0])
+
+
+def _permuted_affine(norm: gs.Node, new: Indices, rewriter: Rewriter) -> list[gs.Constant] | None:
+    """The norm's scale and bias in the new order of features."""
+    shape = rewriter.facts.shape(norm.inputs[0]) or ()
+    values = [literal(t) for t in norm.inputs[1:]]
+    over_features = attr(norm, "axis", rewriter.graph.opset) in (-1, len(shape) - 1)
+    if not over_features or any(value is None or value.size != new.size for value in values):
+        return None
+    return [
+        rewriter.constant(value.reshape(-1)[new], hint=f"{tensor.name}/permuted")
+        for value, tensor in zip(values, norm.inputs[1:], strict=True)
+        if value is not None
+    ]
+
+
+def _emit(region: Region, rewriter: Rewriter) -> Tensor | None:
+    facts = rewriter.facts
+    source: Tensor = region.source
+    sources = facts.shapes(source) or []
+    if any(h % 2 or w % 2 for _, h, w, _ in sources):
+        pads = {(h % 2, w % 2) for _, h, w, _ in sources}
+        if len(pads) != 1:
+            return None
+        ((down, right),) = pads
+        source = rewriter.op("Pad", source, rewriter.constant([0, 0, 0, 0, 0, down, right, 0], np.int64, "pads"))
+        sources = [(b, h + down, w + right, c) for b, h, w, c in sources]
+        facts.learn(source, like=region.source, shapes=sources)
+    split = rewriter.reshape_to(source, [(b, h // 2, 2, w // 2, 2 * c) for b, h, w, c in sources])
+    if split is None:
+        return None
+    moved = rewriter.op("Transpose", split, perm=[0, 1, 3, 2, 4])
+    facts.learn(moved, like=source, shapes=[(b, h // 2, w // 2, 2, 2 * c) for b, h, w, c in sources])
+    return rewriter.reshape(moved, region.target)
