@@ -26,13 +26,10 @@ def erf_gelu(x: Pattern) -> Pattern:
 
 def tanh_gelu(x: Pattern) -> Pattern:
     """The approximation of GELU by tanh."""
-    square, cube = op("Pow", x, 2.0), either(op("Pow", x, 3.0), product(x, x, x))
-    inner = either(
-        x + product(cube, constant=0.044715),
-        product(x, 1.0 + product(x, x, constant=0.044715)),
-        product(x, 1.0 + product(square, constant=0.044715)),
-    )
-    tanh = op("Tanh", product(inner, constant=math.sqrt(2 / math.pi)))
+    cubic = either(product(op("Pow", x, 3.0), constant=0.044715), product(x, x, x, constant=0.044715))
+    quadratic = either(product(op("Pow", x, 2.0), constant=0.044715), product(x, x, constant=0.044715))
+    slope = math.sqrt(2 / math.pi)
+    tanh = op("Tanh", either(product(x + cubic, constant=slope), product(x, 1.0 + quadratic, constant=slope)))
     return either(product(x, 1.0 + tanh, constant=0.5), product(x, product(1.0 + tanh, constant=0.5)))
 
 

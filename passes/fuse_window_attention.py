@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -93,6 +94,8 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
     v = operand_of(product.inputs[1], heads, movement)
     if q.normalised != k.normalised or v.normalised:
         raise NoAttention("only one of q and k is normalised")
+    if v.scale != 1:
+        raise NoAttention("v is scaled")
     source, places = _common_source((q, k, v), rewriter)
     window = _window_of(source, places, slots, rewriter)
     bias, mask_value = _bias_and_mask(scores.terms, window, heads, rewriter)
@@ -120,9 +123,12 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
     shaped = [rewriter.reshape(out, result) for result in results]
     if any(tensor is None for tensor in shaped):
         raise NoAttention("the shape of the result hangs on two sizes of the input")
+    stands_for: dict[int, Tensor] = {}
     for result, tensor in zip(results, shaped, strict=True):
         assert tensor is not None
-        rewriter.replace(result, tensor)
+        # Two results of the map's own shape are one tensor, and after the first replacement that has the first's name.
+        rewriter.replace(result, stands_for.setdefault(id(tensor), tensor))
+        stands_for[id(tensor)] = result
 
 
 # ------------------------------------------------------------------------------------------------------------ sizes
@@ -150,6 +156,8 @@ def _common_source(operands: tuple[Operand, ...], rewriter: Rewriter) -> tuple[R
     places: list[tuple[Indices, ...]] = []
     for operand in operands:
         linear = operand.linear
+        if linear.bias is not None and any((tokens == PAD).any() for tokens in operand.tokens):
+            raise NoAttention("q, k or v is padded behind its linear")
         if id(linear.input) not in regions:
             region = rewriter.movement.region(linear.input)
             if region is None:
@@ -184,15 +192,36 @@ def whole_tokens(indices: Indices) -> Indices | None:
 
 
 def _window_of(source: Region, places: tuple[Indices, ...], slots: int, rewriter: Rewriter) -> Window:
-    maps = _map_sizes(source, rewriter)
-    if not maps:
-        raise NoAttention("the tokens have no spatial layout")
-    for sizes in maps:
+    shapes = rewriter.facts.shapes(source.source) or []
+    batches, tokens = [shape[0] for shape in shapes], [int(np.prod(shape[1:-1])) for shape in shapes]
+    for sizes in _map_sizes(source, rewriter):
         for window in _factorisations(slots, len(sizes[0])):
-            found = _matching(sizes, window, places)
+            found = _matching(sizes, window, places, batches)
             if found is not None:
                 return found
-    raise NoAttention(f"the {slots} tokens of a group are not a window of the map {'x'.join(map(str, maps[0][0]))}")
+    for axes in (2, 3):
+        for window in _factorisations(slots, axes):
+            steps = [_sizes_by_step(p, count, window) for p, count in zip(places, tokens, strict=True)]
+            found = None if None in steps else _matching(tuple(s for s in steps if s), window, places, batches)
+            if found is not None:
+                return found
+    raise NoAttention(f"the {slots} tokens of a group are not a window of a map of {tokens[0]} tokens")
+
+
+def _sizes_by_step(places: Indices, tokens: int, window: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The map's sizes as the first window tells them, where no view does: a step along an axis skips a row, a plane ...
+
+    Only a guess, which :func:`_matching` has to prove.
+    """
+    if min(window) < 2:
+        return None
+    corner = places.reshape(-1, *window)[0]
+    origin = int(corner.reshape(-1)[0])
+    units = np.eye(len(window), dtype=int)[:-1]
+    skipped = [tokens, *(int(corner[tuple(unit)]) - origin for unit in units), 1]
+    if origin == PAD or min(skipped) < 1 or any(a % b for a, b in pairwise(skipped)):
+        return None
+    return tuple(a // b for a, b in pairwise(skipped))
 
 
 def _map_sizes(source: Region, rewriter: Rewriter) -> list[tuple[tuple[int, ...], ...]]:
@@ -227,7 +256,9 @@ def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
     yield from sorted(split(number, parts), key=lambda factors: max(factors) / min(factors))
 
 
-def _matching(sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], places: tuple[Indices, ...]) -> Window | None:
+def _matching(
+    sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], places: tuple[Indices, ...], batches: list[int]
+) -> Window | None:
     first = int(places[0].reshape(-1)[0])
     if first == PAD or first >= np.prod(sizes[0]):
         return None
@@ -235,19 +266,22 @@ def _matching(sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], place
     if any(s >= w for s, w in zip(shift, window, strict=True)):
         return None
     for roll_first in (False, True):
-        if all(_is_partition(p, size, window, shift, roll_first) for p, size in zip(places, sizes, strict=True)):
+        if all(
+            _is_partition(p, size, batch, window, shift, roll_first)
+            for p, size, batch in zip(places, sizes, batches, strict=True)
+        ):
             return Window(sizes, window, shift, roll_first)
     return None
 
 
 def _is_partition(
-    places: Indices, size: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], roll_first: bool
+    places: Indices, size: tuple[int, ...], batch: int, window: tuple[int, ...], shift: tuple[int, ...], roll_first: bool
 ) -> bool:
     expected = window_tokens(size, window, shift, roll_first=roll_first)
-    if places.size % expected.size:
+    if places.size != batch * expected.size:
         return False
-    batches = np.arange(places.size // expected.size, dtype=np.int64)[:, None, None] * int(np.prod(size))
-    return np.array_equal(np.where(expected == PAD, PAD, expected + batches).reshape(places.shape), places)
+    offsets = np.arange(batch, dtype=np.int64)[:, None, None] * int(np.prod(size))
+    return np.array_equal(np.where(expected == PAD, PAD, expected + offsets).reshape(places.shape), places)
 
 
 # ---------------------------------------------------------------------------------------------------- bias and mask
@@ -263,11 +297,16 @@ def _bias_and_mask(terms: list[Term], window: Window, heads: int, rewriter: Rewr
     bias = np.zeros((heads, slots, slots))
     mask_value = 0.0
     for term in terms:
-        per_window = [_by_window(term.value, shape, size, window, heads) for shape, size in zip(term.shapes, window.sizes, strict=True)]
+        per_window = [
+            _by_window(term.value, shape, size, window, heads)
+            for shape, size in zip(term.shapes, window.sizes, strict=True)
+        ]
         if per_window[0].shape[0] == 1 and all(np.array_equal(p, per_window[0]) for p in per_window):
             bias = bias + per_window[0][0]
             continue
-        parts = [_split(values, shift_mask(size, window.window, window.shift), window) for values, size in zip(per_window, window.sizes, strict=True)]
+        masks = [shift_mask(size, window.window, window.shift) for size in window.sizes]
+        epsilon = float(np.finfo(term.value.dtype).eps)
+        parts = [_split(v, mask, window, epsilon) for v, mask in zip(per_window, masks, strict=True)]
         if any(value != parts[0][1] or not np.array_equal(part, parts[0][0]) for part, value in parts):
             raise NoAttention("bias or mask depend on the input's size")
         bias, mask_value = bias + parts[0][0], mask_value + parts[0][1]
@@ -292,7 +331,7 @@ def _by_window(
     return value[0].astype(np.float64)
 
 
-def _split(values: Array, mask: Array, window: Window) -> tuple[Array, float]:
+def _split(values: Array, mask: Array, window: Window, epsilon: float) -> tuple[Array, float]:
     """Splits [windows, heads or 1, N, N] into a bias [heads or 1, N, N] and a constant times the mask [windows, N, N]."""
     wrong = NoAttention(f"the mask is not the shift mask of {window}")
     mask = np.broadcast_to(mask[:, None], values.shape)
@@ -305,8 +344,8 @@ def _split(values: Array, mask: Array, window: Window) -> tuple[Array, float]:
     mask_value = float(above.reshape(-1)[0]) if above.size else 0.0
     bias = np.where(somewhere_free, bias, 0.0 if not masked.any() else values[0] - mask_value)
     rebuilt = bias[None] + np.where(mask, mask_value, 0.0)
-    # A sum of bias and mask that was rounded to fp32 is off by half a unit in the last place of the mask's value.
-    tolerance = np.finfo(np.float32).eps * max(1.0, abs(mask_value)) if np.isfinite(mask_value) else 0.0
+    # A sum of bias and mask that was rounded is off by half a unit in the last place of the mask's value.
+    tolerance = epsilon * max(1.0, abs(mask_value)) if np.isfinite(mask_value) else 0.0
     same = np.abs(rebuilt - values) <= tolerance if np.isfinite(mask_value) else (rebuilt == values)
     if not same.all() or mask_value > 0 or not np.isfinite(bias).all():
         raise wrong

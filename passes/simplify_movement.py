@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, producer
-from swinopt.movement import PAD, Affine, Indices, Region, affine, is_identity, is_movement
+from swinopt.movement import PAD, Affine, Indices, Region, affine, is_movement, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
@@ -79,18 +79,20 @@ def _freed_nodes(region: Region, rewriter: Rewriter) -> list[gs.Node]:
 
 def _is_nothing(region: Region, rewriter: Rewriter) -> bool:
     same = rewriter.facts.shapes(region.source) == rewriter.facts.shapes(region.target)
-    return same and all(is_identity(i) for i in region.indices)
+    return same and is_view(region, rewriter.facts)
 
 
 def _shortest(region: Region, most: int, rewriter: Rewriter) -> Tensor | None:
     """The region said in at most ``most`` nodes; None if it cannot be."""
-    if all(is_identity(i) for i in region.indices):
+    if is_view(region, rewriter.facts):
         if _is_nothing(region, rewriter):
             # A tensor that is both an input and an output of the graph can only be joined by a node.
             return None if rewriter.is_output(region.target) and producer(region.source) is None else region.source
         return rewriter.reshape(region.source, region.target) if most >= 1 else None
     grids = [affine(i) for i in region.indices]
-    if all(grid is not None for grid in grids):
+    sizes = [int(np.prod(shape)) for shape in rewriter.facts.shapes(region.source) or []]
+    # What leaves elements out, or repeats them, is no permutation however regular it is.
+    if all(grid is not None for grid in grids) and [i.size for i in region.indices] == sizes:
         transposed = _as_transpose(region, [g for g in grids if g is not None], most, rewriter)
         if transposed is not None:
             return transposed

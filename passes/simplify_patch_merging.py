@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt.attention import Linear, exits, linear_from
 from swinopt.graph import Tensor, attr, is_standard, literal
-from swinopt.movement import PAD, Indices, Region, is_identity
+from swinopt.movement import PAD, Indices, Region, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
@@ -92,13 +92,16 @@ def _rewrite(region: Region, order: tuple[int, ...], reader: gs.Node, rewriter: 
     merged = _emit(region, rewriter)
     if merged is None:
         return "the map has two sizes that depend on the input"
+    shapes = rewriter.facts.shapes(merged) or []
     if norm:
-        merged = rewriter.op("LayerNormalization", merged, *affine, **norm.attrs)
-        rewriter.facts.learn(merged, like=norm.outputs[0])
-    viewed = rewriter.reshape(merged, linear.input)
+        merged = rewriter.op("LayerNormalization", merged, *affine, **{**norm.attrs, "axis": -1})
+        rewriter.facts.learn(merged, like=norm.outputs[0], shapes=shapes)
+    reduced = linear.applied_to(merged, rewriter, linear.weight_value()[new])
+    rewriter.facts.learn(reduced, like=linear.output, shapes=[(*s[:-1], linear.features) for s in shapes])
+    viewed = rewriter.reshape(reduced, linear.output)
     if viewed is None:
         return "the map has two sizes that depend on the input"
-    rewriter.replace(linear.output, linear.applied_to(viewed, rewriter, linear.weight_value()[new]))
+    rewriter.replace(linear.output, viewed)
     return None
 
 
@@ -109,7 +112,7 @@ def _linear_behind(tensor: Tensor, rewriter: Rewriter) -> Linear | None:
         return None
     region = rewriter.movement.region(ends[0], stop=[tensor])
     features = (rewriter.facts.shape(tensor) or (0,))[-1]
-    if region is None or any(i.shape[-1] != features or not is_identity(i) for i in region.indices):
+    if region is None or not is_view(region, rewriter.facts) or any(i.shape[-1] != features for i in region.indices):
         return None
     return linear_from(ends[0])
 
@@ -145,4 +148,5 @@ def _emit(region: Region, rewriter: Rewriter) -> Tensor | None:
         return None
     moved = rewriter.op("Transpose", split, perm=[0, 1, 3, 2, 4])
     facts.learn(moved, like=source, shapes=[(b, h // 2, w // 2, 2, 2 * c) for b, h, w, c in sources])
-    return rewriter.reshape(moved, region.target)
+    # As a map, whatever shape the original gives it: what follows is a stage, and window attention reads maps.
+    return rewriter.reshape_to(moved, [(b, h // 2, w // 2, 4 * c) for b, h, w, c in sources])

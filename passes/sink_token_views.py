@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from swinopt.attention import linear_of
 from swinopt.graph import Tensor, attr, is_standard, literal, made_by, producer
 from swinopt.movement import VIEW_OPS, is_movement
 from swinopt.pipeline import Pass
@@ -46,12 +47,15 @@ class SinkTokenViews(Pass):
 def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
     if node.op in VIEW_OPS:
         return _joined(node, rewriter)
+    if node.op == "Transpose":
+        return _turned_before_flattened(node, rewriter)
+    if node.op == "Gemm":
+        return _linear(node, rewriter)
     if not _is_tokenwise(node, rewriter):
         return None
     lifted = _lifted_inputs(node, rewriter)
     if lifted is None:
         return None
-    base = next(new for old, new in zip(node.inputs, lifted, strict=True) if new is not old)
     (out_shapes,) = (rewriter.facts.shapes(t) for t in node.outputs)
     base_shapes = rewriter.facts.shapes(_widest(lifted, rewriter))
     if out_shapes is None or base_shapes is None:
@@ -62,7 +66,35 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         attrs["axis"] = -1
     moved = rewriter.op(node.op, *lifted, hint=f"{node.outputs[0].name}/map", **attrs)
     rewriter.facts.learn(moved, like=node.outputs[0], shapes=shapes)
-    del base
+    return rewriter.reshape(moved, node.outputs[0])
+
+
+def _turned_before_flattened(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
+    """[B, C, H, W] -> [B, C, H*W] -> [B, H*W, C] as [B, C, H, W] -> [B, H, W, C] -> [B, H*W, C]: the view comes last."""
+    view = made_by(node.inputs[0], *VIEW_OPS)
+    if node.attrs.get("perm") != [0, 2, 1] or view is None or not is_movement(view, rewriter.facts):
+        return None
+    image: Tensor = view.inputs[0]
+    shapes, flat = rewriter.facts.shapes(image), rewriter.facts.shapes(view.outputs[0])
+    if shapes is None or flat is None or len(shapes[0]) not in (4, 5):
+        return None
+    if any(s[:2] != f[:2] for s, f in zip(shapes, flat, strict=True)):
+        return None
+    turned = rewriter.op("Transpose", image, perm=[0, *range(2, len(shapes[0])), 1])
+    rewriter.facts.learn(turned, like=image, shapes=[(s[0], *s[2:], s[1]) for s in shapes])
+    return rewriter.reshape(turned, node.outputs[0])
+
+
+def _linear(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
+    """A Gemm over all tokens as [B*L, C] is a linear over the map."""
+    base, linear = _viewed(node.inputs[0], rewriter), linear_of(node.outputs[0])
+    if base is None or linear is None:
+        return None
+    shapes = rewriter.facts.shapes(base) or []
+    if all(np.prod(shape[1:-1]) == 1 for shape in shapes):
+        return None  # one token an image, behind the pooling: Gemm is as good, and one node less
+    moved = linear.applied_to(base, rewriter)
+    rewriter.facts.learn(moved, like=node.outputs[0], shapes=[(*shape[:-1], linear.features) for shape in shapes])
     return rewriter.reshape(moved, node.outputs[0])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts
@@ -170,7 +170,7 @@ def scores_of(softmax: gs.Node, facts: Facts) -> Scores:
             raise NoAttention("the softmax is not over a product of q and k")
         if node.op == "MatMul":
             return Scores(node.inputs[0], node.inputs[1], scale, head_factors, terms)
-        if node.op in VIEW_OPS or node.op == "Cast":
+        if _passes_scores_on(node, facts):
             tensor = node.inputs[0]
             continue
         if node.op not in ("Add", "Mul", "Div"):
@@ -183,13 +183,28 @@ def scores_of(softmax: gs.Node, facts: Facts) -> Scores:
             if shapes is None:
                 raise NoAttention("the shape of the scores is not known")
             terms.append(Term(value, shapes))
-        elif value.size == 1:
-            scale *= float(value.reshape(-1)[0]) ** (1 if node.op == "Mul" else -1)
-        elif node.op == "Mul" and head_factors is None and value.shape[-2:] == (1, 1):
+        elif value.size == 1 and (number := float(value.reshape(-1)[0])):
+            scale *= number if node.op == "Mul" else 1 / number
+        elif node.op == "Mul" and head_factors is None and value.shape[-3:] == (value.size, 1, 1):
             head_factors = value
         else:
             raise NoAttention(f"the scores are multiplied by a constant of shape {list(value.shape)}")
         tensor = other
+
+
+def _passes_scores_on(node: gs.Node, facts: Facts) -> bool:
+    """Whether the node is a view that keeps the last two axes, or a cast between floats."""
+    if node.op == "Cast" and is_standard(node):
+        return _is_float_cast(node, facts)
+    before, after = facts.shapes(node.inputs[0]), facts.shapes(node.outputs[0])
+    if node.op not in VIEW_OPS or before is None or after is None:
+        return False
+    return all(a[-2:] == b[-2:] for a, b in zip(before, after, strict=True))
+
+
+def _is_float_cast(node: gs.Node, facts: Facts) -> bool:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    return node.attrs.get("to") in floats and facts.onnx_dtype(node.inputs[0]) in floats
 
 
 def _constant_operand(node: gs.Node, facts: Facts) -> tuple[Array, Tensor]:
@@ -224,7 +239,10 @@ class Operand:
 
 
 _x = var("x")
-_norm = either(op("ReduceL2", _x, keepdims=1), sqrt(either(op("ReduceSum", square(_x), keepdims=1), op("ReduceSumSquare", _x))))
+_sum_of_squares = either(
+    op("ReduceSum", square(_x), keepdims=1, further=1), op("ReduceSumSquare", _x, keepdims=1, further=1)
+)
+_norm = either(op("ReduceL2", _x, keepdims=1, further=1), sqrt(_sum_of_squares))
 _floor = number(name="floor")
 _floored = either(op("Clip", _norm, _floor), op("Max", _norm, _floor), op("Max", _floor, _norm))
 #: ``x / max(||x||, floor)``, torch's ``normalize``.
@@ -251,13 +269,17 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
         node = producer(current)
         if node is None:
             raise NoAttention("q, k or v does not come from a linear with constant weights")
-        if is_movement(node, facts) and node.op != "Concat" or node.op == "Cast" and is_standard(node):
+        if (is_movement(node, facts) and node.op != "Concat") or (node.op == "Cast" and _is_float_cast(node, facts)):
             below = node.inputs[0]
         elif (match := L2_NORMALISED.match(current, facts)) is not None and normalised_at is None:
             _check_norm(match.bindings, facts)
             below = normalised_at = match["x"]
         elif node.op in ("Mul", "Div") and (factor := _scalar_factor(node)) is not None:
-            below, scale = factor[0], scale * factor[1]
+            below = factor[0]
+            if normalised_at is None:
+                scale *= factor[1]
+            elif factor[1] <= 0:
+                raise NoAttention("q or k is multiplied by a negative number before it is normalised")
         else:
             raise NoAttention(f"there is a {node.op} between the linear and q, k or v")
         if not is_movement(node, facts):
@@ -376,6 +398,6 @@ def probabilities_product(softmax: gs.Node, facts: Facts) -> gs.Node:
         node = tensor.outputs[0]
         if node.op == "MatMul" and node.inputs[0] is tensor:
             return node
-        if node.op not in VIEW_OPS and node.op not in ("Cast", "Dropout"):
+        if not _passes_scores_on(node, facts):
             raise NoAttention(f"the softmax is read by a {node.op} and not by the product with v")
         tensor = node.outputs[0]

@@ -10,6 +10,7 @@ everything is exact. Values that hang on a dynamic size are tracked element by e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from swinopt import ops
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
-from swinopt.graph import Array, Tensor, argument, is_standard, literal, producer, size_of
+from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
 
 Shape = tuple[int, ...]
 
@@ -33,10 +34,12 @@ _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "T
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Equal", "Less", "Greater"}
 _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "Max", "Min"}
 
-# (first sample, second sample) for a symbolic size, by what it is likely to be. Spatial sizes must suit the windows
-# and strides of the model: multiples of 224 and 256 do for every Swin that was published.
-_BATCH_SIZES = (2, 3)
-_SPATIAL_SIZES = ((224, 256), (448, 512), (896, 768))
+# (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
+# another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
+# reason. Spatial sizes must suit the strides of the model as well; the first of three is the number of frames.
+_SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
+_SPATIAL_SIZES = ((224, 576), (320, 448), (192, 704))
+_SHORT_SPATIAL_SIZES = (8, 20)
 
 
 class Facts:
@@ -44,7 +47,7 @@ class Facts:
 
     Args:
         graph: the graph.
-        sizes: a concrete number for each symbolic size, one mapping a sample, e.g. ``[{"batch": 2}, {"batch": 3}]``.
+        sizes: a concrete number for each symbolic size, one mapping a sample, e.g. ``[{"batch": 2}, {"batch": 5}]``.
             By default they are chosen.
     """
 
@@ -119,7 +122,26 @@ class Facts:
         if tensor.name not in self._constants:
             for node in _computed_by(tensor):
                 self._compute(node, limit)
-        return self._constants.get(tensor.name)
+        found = self._constants.get(tensor.name)
+        if limit < LARGE:
+            # What was too large this time may be wanted without a limit later.
+            self._constants = {name: value for name, value in self._constants.items() if value is not None}
+        return found
+
+    def is_shown_by_samples(self, tensor: Tensor) -> bool:
+        """Whether the samples tell how a tensor of shape arithmetic depends on the input.
+
+        False where it depends, and is the same in all samples all the same: a padding of ``-H % 8``, which is 0 for
+        both heights that were looked at, says nothing of other heights.
+        """
+        depends = self._depends.get(tensor.name)
+        if isinstance(tensor, gs.Constant) or depends is None or not depends.any():
+            return True
+        values = [self.value(tensor, sample) for sample in self.samples]
+        if any(value is None or value.shape != values[0].shape for value in values):  # type: ignore[union-attr]
+            return True
+        alike = np.logical_and.reduce([value == values[0] for value in values])
+        return not bool((alike & depends).any())
 
     def learn(self, tensor: Tensor, like: Tensor | None = None, shapes: Sequence[Shape] | None = None) -> None:
         """Tells the shape of a tensor that was just made, where its node does not."""
@@ -127,6 +149,14 @@ class Facts:
         self._shapes[tensor.name] = list(shapes) if shapes is not None else known
         if like is not None:
             self._dtypes[tensor.name] = self.onnx_dtype(like)
+
+    def annotate(self) -> None:
+        """Writes dtypes and shapes into the graph's tensors, for whoever reads the model next."""
+        for node in self.graph.nodes:
+            for tensor in node.outputs:
+                dims, dtype = self.dims(tensor), self.onnx_dtype(tensor)
+                if dims is not None and dtype is not None and not any(tensor is t for t in self.graph.outputs):
+                    tensor.shape, tensor.dtype = list(dims), dtype
 
     # ------------------------------------------------------------------------------------------------- the sweep
 
@@ -219,7 +249,7 @@ class Facts:
         flags = [self._depends.get(t.name, np.array(False)) for t in node.inputs]
         if not any(flag.any() for flag in flags):
             return np.array(False)
-        all_depend, first = np.array(True), node.inputs[0]
+        all_depend = np.array(True)
         if node.op in _ELEMENTWISE:
             try:
                 return np.logical_or.reduce(np.broadcast_arrays(*flags))
@@ -236,7 +266,7 @@ class Facts:
             carried = evaluate(node, [*(np.array(s) for s in spread), *rest], self.graph.opset)[0]
         except CannotEvaluate:
             return all_depend
-        return carried if first is not None and carried.shape == outputs[0].shape else all_depend
+        return carried if carried.shape == outputs[0].shape else all_depend
 
     def _visit_type(self, node: gs.Node) -> bool:
         """Shapes by the op's own inference, node by node with concrete input shapes."""
@@ -322,17 +352,16 @@ class Facts:
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[dict[str, int]]:
     """Two samples of concrete numbers for the symbolic sizes of these inputs; one empty sample if there are none."""
     symbols: dict[str, tuple[int, int]] = {}
-    spatial = 0
+    plain, spatial = cycle(_SIZES), cycle(_SPATIAL_SIZES)
     for tensor in inputs:
         for axis, size in enumerate(tensor.shape or ()):
             symbol = _symbol(tensor, axis)
             if _is_size(size) or symbol in symbols:
                 continue
-            if axis >= 2 and len(tensor.shape) >= 4:
-                symbols[symbol] = _SPATIAL_SIZES[spatial % len(_SPATIAL_SIZES)]
-                spatial += 1
+            if axis < 2 or len(tensor.shape) < 4:
+                symbols[symbol] = next(plain)
             else:
-                symbols[symbol] = _BATCH_SIZES
+                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis == 2 and len(tensor.shape) == 5 else next(spatial)
     if not symbols:
         return [{}]
     return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]

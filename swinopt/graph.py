@@ -20,7 +20,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import inliner
 
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
 from swinopt import ops
+from swinopt import opset as opsets
 from swinopt.errors import ModelError
 
 #: All that swinopt accepts as a model: a path, serialised bytes, ``onnx.ModelProto``, ``gs.Graph``,
@@ -31,6 +35,8 @@ Tensor: TypeAlias = gs.Variable | gs.Constant
 
 #: A protobuf message cannot be serialised beyond 2 GiB; what is larger is saved with its weights beside it.
 PROTOBUF_LIMIT = 2**31 - 2**20
+#: Models of this opset or newer are taken as they are, if they cannot be brought up to the one that is wanted.
+OLDEST_OPSET = 13
 _STANDARD_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -67,25 +73,54 @@ def load_model(model: ModelLike) -> onnx.ModelProto:
     )
 
 
-def load(model: ModelLike) -> gs.Graph:
+def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     """The model as a graph of its own: changing it leaves what was given untouched.
 
     Functions are inlined (those of the swinopt domain are dropped: the library carries their definition) and
-    ``Constant`` nodes become constants.
+    ``Constant`` nodes become constants. Weights are shared with the model until they are changed.
+
+    Args:
+        model: the model.
+        opset: the standard opset to bring the model up to; a newer one is kept.
 
     Raises:
-        ModelError: as :func:`load_model`.
+        ModelError: as :func:`load_model`; or the model is of an opset below 13 that cannot be brought up.
     """
     proto = load_model(model)
-    if proto.functions:
-        proto = _inlined(proto)
+    weights = {t.name: t for t in proto.graph.initializer}
+    light = opsets.without_weights(proto)
+    if light.functions:
+        light = _inlined(light)
+    light = _raised(light, opset)
     try:
-        graph = gs.import_onnx(proto)
+        graph = gs.import_onnx(light)
     except Exception as error:
         raise ModelError(f"the model's graph cannot be read: {error}") from error
-    graph.fingerprint = None
+    graph.metadata_props = list(proto.metadata_props)
+    _weights_in(graph, weights, {i.name for i in proto.graph.input})
     _constants_out_of_nodes(graph)
     return graph
+
+
+def _raised(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
+    """The model in at least the wanted opset, or as close to it as the converter gets."""
+    current = opsets.version_of(model)
+    if wanted is None or current >= wanted:
+        return model
+    try:
+        return opsets.convert(model, wanted)
+    except ModelError:
+        if current < OLDEST_OPSET:
+            raise
+        return model
+
+
+def _weights_in(graph: gs.Graph, weights: dict[str, onnx.TensorProto], inputs: set[str]) -> None:
+    """Puts the weights in the place of the inputs that stood for them."""
+    for tensor in graph.inputs:
+        if tensor.name in weights and tensor.name not in inputs:
+            tensor.to_constant(LazyValues(weights[tensor.name]))
+    graph.inputs = [t for t in graph.inputs if isinstance(t, gs.Variable)]
 
 
 def _from_file(path: Path) -> onnx.ModelProto:
@@ -136,9 +171,7 @@ def _with_external_data(proto: onnx.ModelProto, folder: str) -> onnx.ModelProto:
     return proto
 
 
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    light = onnx.ModelProto()
-    light.CopyFrom(proto)
+def _inlined(light: onnx.ModelProto) -> onnx.ModelProto:
     ops.strip_bodies(light)
     return inliner.inline_local_functions(light) if light.functions else light
 
@@ -153,7 +186,7 @@ def _constants_out_of_nodes(graph: gs.Graph) -> None:
             tensor = node.outputs[0]
             tensor.inputs.clear()
             tensor.to_constant(value)
-    graph.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False)
+    graph.nodes = [node for node in graph.nodes if node.outputs]
 
 
 def _constant_of(node: gs.Node) -> Array | None:
@@ -177,15 +210,55 @@ def to_model(graph: gs.Graph, *, bodies: bool = True) -> onnx.ModelProto:
     Raises:
         ModelError: the graph cannot be written as ONNX.
     """
+    # Not gs.export_onnx: it copies all weights twice.
+    model = onnx.ModelProto()
+    proto = model.graph
+    proto.name, proto.doc_string = graph.name or "graph", graph.doc_string or ""
+    domains = {o.domain: o.version for o in graph.import_domains or ()}
+    domains = {**{str(n.domain): 1 for n in graph.nodes if n.domain}, **domains, "": graph.opset}
+    model.opset_import.extend(onnx.helper.make_opsetid(*item) for item in domains.items())
+    model.ir_version = max(graph.ir_version or 8, onnx.helper.find_min_ir_version_for(model.opset_import, True))
+    model.producer_name, model.producer_version = graph.producer_name or "", graph.producer_version or ""
+    model.metadata_props.extend(getattr(graph, "metadata_props", ()))
     try:
-        model = gs.export_onnx(graph, do_type_check=False)
+        proto.input.extend(OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.inputs)
+        proto.output.extend(OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs)
+        proto.node.extend(OnnxExporter.export_node(node) for node in graph.nodes)
+        ends = {t.name for t in (*graph.inputs, *graph.outputs)}
+        for tensor in _tensors(graph):
+            if isinstance(tensor, gs.Constant):
+                _export_constant(tensor, proto)
+            elif tensor.dtype is not None and tensor.shape is not None and tensor.name not in ends:
+                proto.value_info.append(OnnxExporter.export_value_info_proto(tensor, do_type_check=False))
     except Exception as error:
         raise ModelError(f"the graph cannot be written as ONNX: {error}") from error
-    model.producer_name = model.producer_name or "swinopt"
-    ops.strip_bodies(model)
     if bodies:
         ops.attach_bodies(model)
     return model
+
+
+def _tensors(graph: gs.Graph) -> Iterator[Tensor]:
+    """Every named tensor of the graph once; those inside of bodies belong to the bodies."""
+    seen: set[str] = set()
+    readers = [*graph.nodes, *subgraph_nodes(graph)]
+    inside = {t.name for node in subgraph_nodes(graph) for t in node.outputs}
+    inside |= {t.name for inner in graph.subgraphs(recursive=True) for t in inner.inputs}
+    for tensor in (t for node in readers for t in (*node.inputs, *node.outputs)):
+        if not tensor.is_empty() and tensor.name not in seen and tensor.name not in inside:
+            seen.add(tensor.name)
+            yield tensor
+    yield from (t for t in graph.outputs if isinstance(t, gs.Constant) and t.name not in seen)
+
+
+def _export_constant(tensor: gs.Constant, proto: onnx.GraphProto) -> None:
+    if isinstance(tensor._values, SparseValues):
+        proto.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
+    elif isinstance(tensor._values, LazyValues):
+        weight = proto.initializer.add()
+        weight.CopyFrom(tensor._values.tensor)
+        weight.name = tensor.name
+    else:
+        proto.initializer.append(OnnxExporter.export_tensor_proto(tensor))
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:

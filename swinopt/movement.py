@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts, Shape
-from swinopt.graph import Tensor, argument, attr, is_standard, made_by, producer, scalar
+from swinopt.graph import Tensor, argument, attr, is_standard, producer, scalar
 
 Indices = npt.NDArray[np.int32]
 
@@ -62,14 +62,15 @@ def _concat(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: i
 
 def _slice(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
     starts, ends, axes, steps = (_ints(node, i, facts, sample) for i in (1, 2, 3, 4))
-    window = [slice(None)] * data[0].ndim
+    result = data[0]
     for i, (start, end) in enumerate(zip(starts or (), ends or (), strict=True)):
-        step = steps[i] if steps else 1
-        # Below -size, an end of a backward slice means "past the first element", which NumPy spells None.
-        axis = axes[i] if axes else i
-        past_first = step < 0 and end < -data[0].shape[axis]
-        window[axis] = slice(start, None if past_first else end, step)
-    return data[0][tuple(window)]
+        axis, step = axes[i] if axes else i, steps[i] if steps else 1
+        size = data[0].shape[axis]
+        # The operator's clamping, which is not NumPy's where the step is negative.
+        low, high = (0, size) if step > 0 else (-1, size - 1)
+        first, last = (min(max(j + size if j < 0 else j, low), high) for j in (start, end))
+        result = np.take(result, range(max(first, 0), last, step), axis=axis)
+    return result
 
 
 def _split(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
@@ -129,8 +130,6 @@ _STEPS: dict[str, Step] = {
 MOVEMENT_OPS = frozenset(_STEPS)
 #: Those among them that keep the order of all elements.
 VIEW_OPS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-# Inputs that carry elements; all others are parameters and have to be known.
-_DATA_INPUTS = {"Concat": None}
 
 
 def is_movement(node: gs.Node | None, facts: Facts) -> bool:
@@ -139,9 +138,10 @@ def is_movement(node: gs.Node | None, facts: Facts) -> bool:
         return False
     if any(facts.shapes(t) is None for t in (*data_inputs(node), *node.outputs)):
         return False
-    if node.op in ("Slice", "Gather") and not all(
-        t.is_empty() or all(facts.value(t, s) is not None for s in facts.samples) for t in node.inputs[1:]
-    ):
+    parameters = [t for t in node.inputs[1:] if not t.is_empty()] if node.op != "Concat" else []
+    if not all(facts.is_shown_by_samples(t) for t in parameters):
+        return False
+    if node.op in ("Slice", "Gather") and any(facts.value(t) is None for t in parameters):
         return False
     return node.op != "Pad" or _pads_with_zeros(node, facts)
 
@@ -152,8 +152,8 @@ def data_inputs(node: gs.Node) -> list[Tensor]:
 
 
 def _pads_with_zeros(node: gs.Node, facts: Facts) -> bool:
-    value = argument(node, 2)
-    known = facts.value(node.inputs[1]) is not None and (argument(node, 3) is None or facts.value(node.inputs[3]) is not None)
+    value, axes = argument(node, 2), argument(node, 3)
+    known = facts.value(node.inputs[1]) is not None and (axes is None or facts.value(axes) is not None)
     return known and node.attrs.get("mode", "constant") == "constant" and (value is None or scalar(value) == 0)
 
 
@@ -175,8 +175,8 @@ class Movement:
             an elementwise factor, say, which changes values but not places.
     """
 
-    # A Swin has about two dozen distinct regions; with q, k and v of the largest stage an array takes 10 MB.
-    _KEEP = 48
+    # A Swin has about two dozen distinct regions; an array of the largest stage takes 10 MB, times the batch.
+    _KEEP_BYTES = 1 << 28
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -255,18 +255,21 @@ class Movement:
         indices = np.ascontiguousarray(values[id(order[-1][0])] if order else values[id(source)])
         indices.setflags(write=False)
         self._known[tuple(key)] = indices
-        if len(self._known) > self._KEEP:
+        while sum(known.nbytes for known in self._known.values()) > self._KEEP_BYTES and len(self._known) > 1:
             self._known.popitem(last=False)
         return indices
 
     def _signature(self, tensor: Tensor, node: gs.Node, sample: int) -> tuple[Hashable, ...]:
-        parameters = [self.facts.value(t, sample) for t in node.inputs[1:] if not t.is_empty()] if node.op != "Concat" else []
+        parameters = []
+        for parameter in node.inputs[1:] if node.op != "Concat" else []:
+            value = None if parameter.is_empty() else self.facts.value(parameter, sample)
+            parameters.append(None if value is None else (value.dtype.str, value.tobytes()))
         return (
             node.op,
             _output_index(node, tensor),
-            self.facts.shape(tensor, sample),
+            tuple(self.facts.shape(t, sample) for t in node.outputs),
             tuple(sorted((key, str(value)) for key, value in node.attrs.items())),
-            tuple(value.tobytes() for value in parameters if value is not None),
+            tuple(parameters),
         )
 
 
@@ -281,6 +284,14 @@ def is_identity(indices: Indices) -> bool:
     """Whether the elements keep their order, and none is added or left out that would show in the order."""
     flat = indices.reshape(-1)
     return flat.size > 0 and flat[0] == 0 and flat[-1] == flat.size - 1 and bool((np.diff(flat) == 1).all())
+
+
+def is_view(region: Region, facts: Facts) -> bool:
+    """Whether the region keeps all elements of its source in their order, whatever their shape."""
+    return all(
+        indices.size == np.prod(facts.shape(region.source, sample) or (0,)) and is_identity(indices)
+        for sample, indices in enumerate(region.indices)
+    )
 
 
 @dataclass(frozen=True)

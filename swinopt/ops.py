@@ -33,7 +33,7 @@ PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 Dim: TypeAlias = int | str | None
 Shape: TypeAlias = tuple[Dim, ...]
 
-_STAND_IN = "swinopt.absent"
+STAND_IN = "swinopt.absent"
 _IR_WITH_ATTRIBUTE_DEFAULTS = 9
 _IR_WITH_OVERLOADS = 10
 
@@ -456,13 +456,13 @@ def strip_bodies(model: ModelProto) -> None:
     """Takes away what :func:`attach_bodies` added, in place; the nodes stay, without empty inputs at their end."""
     nodes = list(_nodes(model))
     for node in nodes:
-        inputs = ["" if name == _STAND_IN else name for name in node.input]
+        inputs = ["" if name == STAND_IN else name for name in node.input]
         while inputs and not inputs[-1]:
             inputs.pop()
         node.input[:] = inputs
     _drop_overloads(nodes)
     for index in reversed(range(len(model.graph.initializer))):
-        if model.graph.initializer[index].name == _STAND_IN:
+        if model.graph.initializer[index].name == STAND_IN:
             del model.graph.initializer[index]
     for index in reversed(range(len(model.functions))):
         if model.functions[index].domain == DOMAIN:
@@ -472,9 +472,9 @@ def strip_bodies(model: ModelProto) -> None:
 def _complete_uniform_inputs(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
     for node, index in _missing_uniform_inputs(nodes):
         node.input.extend([""] * (index + 1 - len(node.input)))
-        node.input[index] = _STAND_IN
-    if any(_STAND_IN in node.input for node in nodes):
-        model.graph.initializer.append(numpy_helper.from_array(np.full(1, np.nan, np.float32), _STAND_IN))
+        node.input[index] = STAND_IN
+    if any(STAND_IN in node.input for node in nodes):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(1, np.nan, np.float32), STAND_IN))
 
 
 def _missing_uniform_inputs(nodes: Sequence[NodeProto]) -> Iterator[tuple[NodeProto, int]]:

@@ -38,7 +38,7 @@ def convert(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         return model
     if current < OLDEST:
         raise ModelError(f"the model uses opset {current}; export it again with opset {OLDEST} or newer (17 is best)")
-    light = _without_weights(model)
+    light = without_weights(model)
     if version < current:
         _drop_new_defaults(light, current, version)
     try:
@@ -49,7 +49,8 @@ def convert(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     return _with_weights(converted, model)
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model in which every large weight is an input of the same name."""
     light = onnx.ModelProto()
     light.ir_version = max(4, model.ir_version)
     light.producer_name, light.producer_version = model.producer_name, model.producer_version
@@ -63,10 +64,11 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.value_info.extend(source.value_info)
     graph.node.extend(source.node)
     graph.sparse_initializer.extend(source.sparse_initializer)
+    inputs = {i.name for i in source.input}
     for weight in source.initializer:
         if weight.ByteSize() <= _SMALL_BYTES:
             graph.initializer.append(weight)
-        elif weight.name not in {i.name for i in source.input}:
+        elif weight.name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
     return light
 

@@ -136,6 +136,7 @@ class _Op(Pattern):
     inputs: tuple[Pattern, ...]
     commutative: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    further: int = 0
 
     def solve(self, tensor: Tensor, bindings: Bindings, facts: Facts) -> Iterator[Bindings]:
         if self in bindings:
@@ -145,7 +146,8 @@ class _Op(Pattern):
         node = producer(tensor)
         if node is None or node.op not in self.op_types or not is_standard(node) or node.outputs[0] is not tensor:
             return
-        if len(node.inputs) < len(self.inputs) or not self._attributes_fit(node, facts):
+        present = [t for t in node.inputs if not t.is_empty()]
+        if not len(self.inputs) <= len(present) <= len(self.inputs) + self.further or not self._attributes_fit(node, facts):
             return
         bindings = {**bindings, self: tensor}
         for order in permutations(self.inputs) if self.commutative else (self.inputs,):
@@ -236,10 +238,17 @@ def number(value: float | None = None, name: str | None = None) -> Pattern:
     return _Number(value, name)
 
 
-def op(op_types: str | Sequence[str], *inputs: Pattern | float, **attrs: Any) -> Pattern:
-    """A standard op of one of these types; attributes are compared with the schema's default where left out."""
+def op(op_types: str | Sequence[str], *inputs: Pattern | float, further: int = 0, **attrs: Any) -> Pattern:
+    """A standard op of one of these types.
+
+    Args:
+        op_types: the type, or several.
+        inputs: what its inputs have to be; it must have no others, ...
+        further: ... or at most so many, which the rule has to look at.
+        attrs: attributes that it must have; the schema's default counts where one is left out.
+    """
     types = (op_types,) if isinstance(op_types, str) else tuple(op_types)
-    return _Op(types, tuple(lift(p) for p in inputs), attrs=attrs)
+    return _Op(types, tuple(lift(p) for p in inputs), attrs=attrs, further=further)
 
 
 def either(*alternatives: Pattern) -> Pattern:
@@ -264,7 +273,7 @@ def square(x: Pattern) -> Pattern:
 
 def reduce_mean(x: Pattern) -> Pattern:
     """The mean over some axes; which, the rule has to check (:func:`reduced_axes`)."""
-    return op("ReduceMean", x, keepdims=1)
+    return op("ReduceMean", x, keepdims=1, further=1)
 
 
 def reduced_axes(node: gs.Node, facts: Facts) -> tuple[int, ...] | None:

@@ -25,6 +25,7 @@ from swinopt.facts import Facts
 from swinopt.graph import ModelLike, op_counts
 from swinopt.report import PassReport
 from swinopt.rewrite import Rewriter
+from swinopt.snapshot import Snapshot
 from swinopt.structure import Interface, fault, interface
 from swinopt.verify import Reference
 
@@ -173,33 +174,38 @@ class Pipeline(Pass):
 
 def execute(
     pipeline: Pass, graph: gs.Graph, *, reference: Reference | None = None, progress: Progress | None = None
-) -> tuple[gs.Graph, list[PassReport]]:
-    """Runs the passes and checks after each; a pass that breaks something is rolled back and reported.
+) -> list[PassReport]:
+    """Runs the passes on a graph, in place, and checks after each; one that breaks something is undone and reported.
 
     Args:
         pipeline: what to run.
-        graph: the graph; it may be changed.
+        graph: the graph.
         reference: the untouched model, if numbers are to be checked.
         progress: called before each pass.
 
     Returns:
-        The resulting graph, and what each pass did.
+        What each pass did.
     """
     reports = []
     facts = Facts(graph)
     expected = interface(graph)
+    allowed = 0.0
     for number, step in enumerate(pipeline.steps):
         if progress:
             progress(step.name, number, len(pipeline.steps))
-        graph, facts, report = _execute_step(step, graph, facts, expected, reference)
+        # The difference is to the untouched model, so what earlier passes were allowed counts for this one as well.
+        allowance = max(allowed, step.tolerance)
+        facts, report = _execute_step(step, graph, facts, expected, reference, allowance)
+        allowed = allowance if report.status == "applied" else allowed
         reports.append(report)
-    return graph, reports
+    facts.annotate()
+    return reports
 
 
 def _execute_step(
-    step: Pass, graph: gs.Graph, facts: Facts, expected: Interface, reference: Reference | None
-) -> tuple[gs.Graph, Facts, PassReport]:
-    backup, nodes_before = graph.copy(), len(graph.nodes)
+    step: Pass, graph: gs.Graph, facts: Facts, expected: Interface, reference: Reference | None, tolerance: float
+) -> tuple[Facts, PassReport]:
+    snapshot, nodes_before = Snapshot(graph), len(graph.nodes)
     rewriter = Rewriter(graph, facts)
     start = time.perf_counter()
     verify_seconds, difference, note, diverging = 0.0, None, None, None
@@ -213,12 +219,13 @@ def _execute_step(
     if note is None and reference is not None and rewriter.applied:
         start = time.perf_counter()
         model = graphs.to_model(graph)
-        outcome = reference.judge(model, tolerance=step.tolerance * _rounding(graph))
+        outcome = reference.judge(model, tolerance=tolerance * rounding(graph))
         difference, note, diverging = outcome.max_abs, outcome.failure, outcome.first_divergence
         verify_seconds = time.perf_counter() - start
     status = "rolled back" if note else "applied" if rewriter.applied else "unchanged"
     if note:
-        graph, facts = backup, Facts(backup)
+        snapshot.restore()
+        facts = Facts(graph)
     report = PassReport(
         name=step.name,
         status=status,  # type: ignore[arg-type]
@@ -233,10 +240,10 @@ def _execute_step(
         first_divergence=diverging,
         ops_after=op_counts(graph),
     )
-    return graph, facts, report
+    return facts, report
 
 
-def _rounding(graph: gs.Graph) -> float:
+def rounding(graph: gs.Graph) -> float:
     """How much coarser than fp32 the model's weights are: what a pass may change grows by as much."""
     half = any(t.dtype == np.float16 for node in graph.nodes for t in node.inputs if isinstance(t, gs.Constant))
     return float(np.finfo(np.float16).eps / np.finfo(np.float32).eps) / 16 if half else 1.0
