@@ -1,0 +1,372 @@
+"""Running a model in ONNX Runtime as it is written, on inputs made for it.
+
+All graph optimizations are off: by default ONNX Runtime fuses LayerNorm, GELU and attention itself, and would hide a
+fault in a model that claims to have fused them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from google.protobuf.message import EncodeError
+
+from swinopt import ops
+from swinopt.errors import MissingDependencyError, VerificationError
+from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save
+
+Feeds: TypeAlias = Mapping[str, Array]
+
+#: Dynamic batch sizes, one run after another; a batch frozen at export shows when the second one runs.
+BATCH_SIZES = (1, 4)
+
+# Sizes for symbolic dimensions that are no batch: images suit every window and stride of the published Swins.
+_CHANNELS, _IMAGE_SIDE, _LENGTH = 3, 224, 16
+# Integer inputs are taken for token ids, and stay below this even where the vocabulary is not visible in the graph.
+_LARGEST_INTEGER = 100
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+# Through these an index reaches a Gather unchanged, as far as its range goes.
+_KEEP_VALUES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Transpose"}
+
+
+def run(model: Any, inputs: Feeds) -> dict[str, Array]:
+    """The outputs of a model by name, computed by ONNX Runtime on the CPU with its graph optimizations off.
+
+    Args:
+        model: anything that :func:`swinopt.graph.load_model` takes.
+        inputs: one array for each input, by name; float arrays are cast to the float type that the model declares.
+
+    Raises:
+        ModelError: the model cannot be read.
+        VerificationError: it cannot be run.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    proto = load_model(model)
+    return Session(proto, "the model").run(given_inputs(proto, inputs)[0])
+
+
+# ------------------------------------------------------------------------------------------------ inputs and outputs
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a model declares of an input or output.
+
+    Attributes:
+        dtype: ONNX element type; 0 where it is not declared.
+        dims: a number, a symbol or None (neither) for each axis; None where no shape is declared.
+    """
+
+    dtype: int
+    dims: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A model's inputs (those that are no weights) and outputs, by name."""
+
+    inputs: dict[str, Value]
+    outputs: dict[str, Value]
+
+
+def interface_of(model: onnx.ModelProto) -> Interface:
+    """What the model declares of its inputs and outputs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return Interface(
+        inputs={value.name: _value(value) for value in model.graph.input if value.name not in weights},
+        outputs={value.name: _value(value) for value in model.graph.output},
+    )
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return Value(tensor.elem_type, None)
+    sizes = (dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    return Value(tensor.elem_type, tuple(sizes))
+
+
+def require_same_interface(a: Interface, b: Interface) -> None:
+    """Refuses two models that cannot be given the same inputs or do not declare the same outputs.
+
+    Symbolic sizes fit any size, and float types fit one another.
+
+    Raises:
+        VerificationError: names, types or static shapes differ; the message says which.
+    """
+    for kind, left, right in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+        if left.keys() != right.keys():
+            raise VerificationError(
+                f"the {kind}s of the two models differ: {_names(left)} in a, {_names(right)} in b; "
+                "rename them, or compare models of the same interface"
+            )
+        for name, value in left.items():
+            _require_same_value(kind, name, value, right[name])
+
+
+def _require_same_value(kind: str, name: str, a: Value, b: Value) -> None:
+    # A declared type or shape may be missing on an intermediate format's outputs; the run itself then shows them.
+    if a.dtype and b.dtype and a.dtype != b.dtype and not (_is_float(a.dtype) and _is_float(b.dtype)):
+        types = f"{_dtype_name(a.dtype)} in a and {_dtype_name(b.dtype)} in b"
+        raise VerificationError(f"{kind} {name!r} is {types}")
+    if a.dims is None or b.dims is None:
+        return
+    if len(a.dims) != len(b.dims) or any(_clash(m, n) for m, n in zip(a.dims, b.dims, strict=True)):
+        raise VerificationError(f"{kind} {name!r} has shape {_shape(a.dims)} in a and {_shape(b.dims)} in b")
+
+
+def _clash(m: int | str | None, n: int | str | None) -> bool:
+    return isinstance(m, int) and isinstance(n, int) and m != n
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(values) or "none"
+
+
+def _shape(dims: tuple[int | str | None, ...]) -> str:
+    return f"[{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
+
+
+def _is_float(dtype: int) -> bool:
+    return dtype in _FLOATS
+
+
+def _dtype_name(dtype: int) -> str:
+    return onnx.TensorProto.DataType.Name(dtype).lower()
+
+
+def sizes_fixed_by(b: Interface, a: Interface) -> dict[str, int]:
+    """The symbols of a that can only be one number, because b has that number on the same axis of the same input."""
+    fixed: dict[str, int] = {}
+    for name, value in a.inputs.items():
+        other = b.inputs[name].dims or ()
+        for axis, (dim, size) in enumerate(zip(value.dims or (), other, strict=False)):
+            if not isinstance(dim, int) and isinstance(size, int):
+                fixed[_symbol(name, axis, dim)] = size
+    return fixed
+
+
+def _symbol(name: str, axis: int, dim: str | None) -> str:
+    return dim if dim is not None else f"{name}[{axis}]"
+
+
+# ----------------------------------------------------------------------------------------------------- random inputs
+
+
+def random_inputs(model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[str, int]) -> list[dict[str, Array]]:
+    """One set of inputs a seed: standard normal floats, integers that index what they index, ones for ``*mask*``.
+
+    Args:
+        model: the model; the shapes and dtypes are those that it declares.
+        seeds: a seed for each set.
+        sizes: sizes of symbolic dimensions, by name or, for an unnamed one, as ``input[axis]``. By default the first
+            axis alternates between 1 and 4, images are 3 x 224 x 224, and everything else is 16.
+
+    Raises:
+        VerificationError: an input declares no shape, or is no numeric tensor.
+    """
+    inputs = interface_of(model).inputs
+    limits = {name: _index_limit(model.graph, name) for name, value in inputs.items() if not _is_float(value.dtype)}
+    feeds = []
+    for index, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
+        known = _symbol_sizes(inputs, BATCH_SIZES[index % len(BATCH_SIZES)], sizes)
+        feeds.append(
+            {name: _random_array(rng, name, value, known, limits.get(name, 0)) for name, value in inputs.items()}
+        )
+    return feeds
+
+
+def _symbol_sizes(inputs: Mapping[str, Value], batch: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    known = dict(sizes)
+    for name, value in inputs.items():
+        for axis, dim in enumerate(value.dims or ()):
+            if not isinstance(dim, int):
+                known.setdefault(_symbol(name, axis, dim), _default_size(axis, len(value.dims or ()), batch))
+    return known
+
+
+def _default_size(axis: int, rank: int, batch: int) -> int:
+    if axis == 0:
+        return batch
+    if rank != 4:
+        return _LENGTH
+    return _CHANNELS if axis == 1 else _IMAGE_SIDE
+
+
+def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapping[str, int], limit: int) -> Array:
+    if value.dims is None:
+        raise VerificationError(f"input {name!r} declares no shape; give the inputs to compare with")
+    shape = [dim if isinstance(dim, int) else sizes[_symbol(name, axis, dim)] for axis, dim in enumerate(value.dims)]
+    dtype = _numpy_dtype(name, value.dtype)
+    if "mask" in name.lower():
+        return np.ones(shape, dtype)
+    if value.dtype == onnx.TensorProto.BOOL:
+        return rng.random(shape) < 0.5
+    if _is_float(value.dtype):
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, limit, shape).astype(dtype)
+
+
+def _numpy_dtype(name: str, dtype: int) -> np.dtype[Any]:
+    numpy_dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype) if dtype else np.dtype(object)
+    if numpy_dtype == np.dtype(object):
+        kind = _dtype_name(dtype) if dtype else "no tensor"
+        raise VerificationError(f"input {name!r} is {kind}: random inputs are made for numeric tensors only")
+    return np.dtype(numpy_dtype)
+
+
+def _index_limit(graph: onnx.GraphProto, name: str) -> int:
+    """How large the integers of an input may be: the smallest table they index, at most 100."""
+    lengths = {tensor.name: tensor.dims for tensor in graph.initializer}
+    carriers, limit = {name}, _LARGEST_INTEGER
+    for node in graph.node:
+        if node.op_type in _KEEP_VALUES and node.input and node.input[0] in carriers:
+            carriers.update(node.output)
+        elif node.op_type == "Gather" and node.input[1] in carriers and node.input[0] in lengths:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            limit = min(limit, lengths[node.input[0]][axis])
+    return limit
+
+
+def given_inputs(model: onnx.ModelProto, inputs: Feeds | Sequence[Feeds]) -> list[dict[str, Array]]:
+    """The inputs that a caller gave, as one mapping a run.
+
+    Raises:
+        VerificationError: their names are not those of the model's inputs.
+    """
+    expected = interface_of(model).inputs
+    every = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    for feeds in every:
+        if feeds.keys() != expected.keys():
+            raise VerificationError(f"the model takes {_names(expected)} as inputs, and {_names(feeds)} was given")
+    return [{name: np.asarray(array) for name, array in feeds.items()} for feeds in every]
+
+
+# ---------------------------------------------------------------------------------------------------- ONNX Runtime
+
+
+class Session:
+    """An ONNX Runtime session on the CPU without graph optimizations, whose errors are swinopt's own.
+
+    Args:
+        model: the model; not kept.
+        what: what to call it in an error.
+        expose: names of intermediate tensors that :meth:`run` can then be asked for.
+
+    Attributes:
+        inputs: names of the model's inputs.
+
+    Raises:
+        VerificationError: ONNX Runtime does not load the model.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+
+    def __init__(self, model: onnx.ModelProto, what: str, *, expose: Sequence[str] = ()) -> None:
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        # Threads that spin while they wait take the processor from the other session and from parallel tests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._what = what
+        self._outputs = [value.name for value in model.graph.output]
+        self._types = {name: value.dtype for name, value in interface_of(model).inputs.items()}
+        self.inputs = tuple(self._types)
+        with _runnable(model, expose) as source:
+            try:
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                raise VerificationError(f"{what} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """The named tensors, by default all outputs; what is no tensor is left out if it was asked for by name.
+
+        Args:
+            feeds: an array for each input; float arrays are cast to the float type that the model declares.
+            names: outputs or exposed tensors.
+
+        Raises:
+            VerificationError: the model does not run on these inputs, or an output is no numeric tensor.
+        """
+        wanted = list(names or self._outputs)
+        try:
+            values = self._session.run(wanted, {name: self._cast(name, array) for name, array in feeds.items()})
+        except Exception as error:
+            raise VerificationError(f"{self._what} cannot be run by ONNX Runtime: {_first_line(error)}") from error
+        found = {name: value for name, value in zip(wanted, values, strict=True) if _is_numeric(value)}
+        if names is None and len(found) != len(wanted):
+            missing = _names(name for name in wanted if name not in found)
+            raise VerificationError(f"outputs of {self._what} are no numeric tensors and cannot be compared: {missing}")
+        return found
+
+    def _cast(self, name: str, array: Array) -> Array:
+        dtype = self._types.get(name, 0)
+        return array.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype), copy=False) if _is_float(dtype) else array
+
+
+def _is_numeric(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+
+
+@contextmanager
+def _runnable(model: onnx.ModelProto, expose: Sequence[str]) -> Iterator[bytes | str]:
+    """The model in a form that ONNX Runtime loads: bytes, or a path where it is too large for a protobuf message."""
+    model = _with_bodies(model)
+    declared = {value.name for value in model.graph.output}
+    extra = onnx.ModelProto()
+    extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in expose if name not in declared)
+    # Protobuf merges messages that stand one after the other: more outputs need no copy of the weights.
+    additions = extra.SerializeToString()
+    data = _serialised(model)
+    if data is not None and len(data) + len(additions) < PROTOBUF_LIMIT:
+        yield data + additions if additions else data
+        return
+    del data
+    with tempfile.TemporaryDirectory(prefix="swinopt-") as folder:
+        path = save(model, Path(folder) / "model.onnx")
+        with path.open("ab") as file:
+            file.write(additions)
+        yield str(path)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes | None:
+    # Asking for the size first would cost as much: protobuf serialises to find out, and raises above 2 GiB.
+    try:
+        return model.SerializeToString()
+    except (EncodeError, ValueError):
+        return None
+
+
+def _with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    if not ops.uses(model) or any(function.domain == ops.DOMAIN for function in model.functions):
+        return model
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    ops.attach_bodies(complete)
+    return complete
+
+
+def onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            'comparing models needs onnxruntime: pip install "swinopt[cpu]" (or "swinopt[gpu]")'
+        ) from error
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

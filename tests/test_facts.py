@@ -1,0 +1,325 @@
+"""Shapes, dtypes and values of tensors, static and at samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from onnx import helper
+
+from swinopt import graph as graphs
+from swinopt import ops
+from swinopt.facts import Facts, default_sizes
+from swinopt.graph import Tensor
+from swinopt.testing import parse
+from tests.graphs import Builder, swin_attention
+
+
+def known(model: onnx.ModelProto, **sizes: list[int]) -> tuple[Facts, dict[str, Tensor]]:
+    """Facts with the given sizes (one a sample for each symbol), and the tensors by name."""
+    graph = graphs.load(model)
+    samples = [{name: values[i] for name, values in sizes.items()} for i in range(len(next(iter(sizes.values()), ())))]
+    return Facts(graph, samples or None), graph.tensors()
+
+
+def described(body: str, shape: str = "B, 3, 4", *, sizes: Any = None, **weights: Any) -> tuple[Facts, dict[str, Tensor]]:
+    """Facts of a graph from text with one float input x; B is 2 and 5 unless said otherwise."""
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    return known(parse(f"g (float[{shape}] x) => (y) {{ {body} }}", opset=17, **arrays), **(sizes or {"B": [2, 5]}))
+
+
+# ------------------------------------------------------------------------------------------------- samples and shapes
+
+
+def test_a_static_model_has_one_sample() -> None:
+    facts, tensors = known(parse("g (float[2, 3] x) => (float[3, 2] y) { y = Transpose(x) }"))
+    assert list(facts.samples) == [0] and facts.sizes == [{}]
+    y = tensors["y"]
+    assert facts.shape(y) == (3, 2) and facts.shapes(y) == [(3, 2)]
+    assert facts.dims(y) == facts.static_shape(y) == (3, 2)
+
+
+def test_a_dynamic_model_is_looked_at_twice() -> None:
+    facts, tensors = described("y = Transpose <perm = [0, 2, 1]> (x)")
+    y = tensors["y"]
+    assert facts.shapes(y) == [(2, 4, 3), (5, 4, 3)] and facts.shape(y, 1) == (5, 4, 3)
+    assert facts.dims(y) == (None, 4, 3) and facts.static_shape(y) is None
+
+
+def test_where_the_rank_depends_on_the_input_there_are_no_dims() -> None:
+    facts, tensors = described("s = Shape(x)  n = Gather(s, zero)  o = Sub(n, two)  r = Expand(one, o)  y = Reshape(x, r)", zero=[0], two=[2], one=[1])
+    assert facts.dims(tensors["r"]) == (None,)
+    assert facts.dims(tensors["y"]) is None
+
+
+def test_every_symbol_has_numbers_of_its_own() -> None:
+    inputs = [
+        gs.Variable("image", np.float32, ["batch", 3, "height", "width"]),
+        gs.Variable("tokens", np.int64, ["batch", "sequence"]),
+        gs.Variable("anonymous", np.float32, [None, "", -1]),
+    ]
+    first, second = default_sizes(inputs)
+    assert set(first) == {"batch", "height", "width", "sequence", "anonymous[0]", "anonymous[1]", "anonymous[2]"}
+    for sample in (first, second):
+        assert len(set(sample.values())) == len(sample)
+    assert not set(first.items()) & set(second.items())
+    assert first["height"] / first["width"] != second["height"] / second["width"]
+    assert all(sample[side] % 32 == 0 for sample in (first, second) for side in ("height", "width"))
+
+
+@pytest.mark.parametrize("window", [7, 8, 12, 16])
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_sizes_of_an_image_are_told_apart_at_every_stage_by_every_window(window: int, stride: int) -> None:
+    first, second = default_sizes([gs.Variable("image", np.float32, ["batch", 3, "height", "width"])])
+    for side in ("height", "width"):
+        windows = [math.ceil(sample[side] / stride / window) for sample in (first, second)]
+        assert windows[0] != windows[1], f"{side} {first[side]} and {second[side]} are padded to the same size"
+
+
+def test_symbols_of_one_name_are_one_size() -> None:
+    model = parse("g (float[N, M] a, float[M, N] b) => (float[N, N] y) { y = MatMul(a, b) }")
+    facts, tensors = known(model)
+    assert facts.shapes(tensors["y"]) == [(sizes["N"], sizes["N"]) for sizes in facts.sizes]
+
+
+def test_shapes_come_from_constants_of_shape_arithmetic_as_well() -> None:
+    facts, tensors = described(
+        "s = Shape(x)  n = Gather(s, zero)  t = Concat <axis = 0> (n, minus)  y = Reshape(x, t)", zero=[0], minus=[-1]
+    )
+    assert facts.shapes(tensors["y"]) == [(2, 12), (5, 12)]
+
+
+def test_an_unknown_op_leaves_what_follows_unknown() -> None:
+    facts, tensors = described("z = elsewhere.Strange(x)  w = Relu(z)  y = Add(w, x)")
+    for name in "zwy":
+        assert facts.shape(tensors[name]) is facts.shapes(tensors[name]) is facts.dims(tensors[name]) is None
+        assert facts.static_shape(tensors[name]) is facts.dtype(tensors[name]) is None
+
+
+def test_what_the_model_declares_is_taken_where_an_op_says_nothing() -> None:
+    b = Builder()
+    strange = b.op("Strange", b.input(("B", 4)), domain="elsewhere")
+    model = b.model(b.op("Relu", strange))
+    model.graph.value_info.append(helper.make_tensor_value_info(strange, onnx.TensorProto.FLOAT16, (3, 4)))
+    facts, tensors = known(model)
+    assert facts.shapes(tensors["y"]) == [(3, 4)] * 2 and facts.dtype(tensors["y"]) == np.float16
+
+
+def test_a_declared_shape_with_a_symbol_is_not_believed() -> None:
+    b = Builder()
+    strange = b.op("Strange", b.input(("B", 4)), domain="elsewhere")
+    model = b.model(b.op("Relu", strange))
+    model.graph.value_info.append(helper.make_tensor_value_info(strange, onnx.TensorProto.FLOAT, ("K", 4)))
+    facts, tensors = known(model)
+    assert facts.shape(tensors["y"]) is None
+
+
+def test_a_wrong_declaration_does_not_override_an_op() -> None:
+    model = parse("g (float[2, 3] x) => (float[3, 2] y) <float[7, 7] z> { z = Transpose(x)  y = Relu(z) }")
+    facts, tensors = known(model)
+    assert facts.shape(tensors["z"]) == facts.shape(tensors["y"]) == (3, 2)
+
+
+def test_a_swinopt_op_says_its_shape_itself() -> None:
+    from swinopt.passes import FuseWindowAttention
+
+    facts, _ = known(FuseWindowAttention()(swin_attention("B", (4, 6), (2, 3))))
+    (node,) = [node for node in facts.graph.nodes if node.domain == ops.DOMAIN]
+    assert facts.dims(node.outputs[0]) == (None, 4, 6, 8) and facts.dtype(node.outputs[0]) == np.float32
+
+
+def test_the_branches_of_an_if_are_left_alone() -> None:
+    branches = {
+        name: helper.make_graph([helper.make_node(op, ["x"], [f"{name}_out"])], name, [], [helper.make_tensor_value_info(f"{name}_out", 1, None)])
+        for name, op in (("then_branch", "Relu"), ("else_branch", "Neg"))
+    }
+    b = Builder()
+    b.input((2, 3))
+    chosen = b.op("If", b.input((), "flag", bool), **branches)
+    facts, tensors = known(b.model(b.op("Sigmoid", chosen), shapes={"y": (2, 3)}))
+    assert facts.shape(tensors[chosen]) in (None, (2, 3))
+    inner = next(graphs.subgraph_nodes(facts.graph))
+    assert facts.shape(inner.outputs[0]) == (2, 3), "on demand, what is inside is known as well"
+
+
+def test_dtypes_follow_the_ops() -> None:
+    facts, tensors = described("h = Cast <to = 10> (x)  i = Shape(x)  b = Equal(i, i)  y = Where(b, h, h)")
+    dtypes = {"x": np.float32, "h": np.float16, "i": np.int64, "b": np.bool_}
+    assert {name: facts.dtype(tensors[name]) for name in dtypes} == dtypes
+    assert facts.onnx_dtype(tensors["h"]) == onnx.TensorProto.FLOAT16
+
+
+def test_a_dtype_that_numpy_lacks_is_known_by_its_number() -> None:
+    facts, tensors = described("y = Cast <to = 16> (x)")
+    assert facts.onnx_dtype(tensors["y"]) == onnx.TensorProto.BFLOAT16
+
+
+def test_all_outputs_of_a_node_are_known() -> None:
+    facts, tensors = described("a, b = Split <axis = 2> (x, parts)  y = Add(b, b)", parts=[1, 3])
+    assert facts.dims(tensors["a"]) == (None, 3, 1) and facts.dims(tensors["b"]) == (None, 3, 3)
+
+
+# ------------------------------------------------------------------------------------------ values and what they hang on
+
+
+def depends(facts: Facts, tensor: Tensor) -> bool:
+    return facts.constant(tensor) is None
+
+
+def test_a_shape_is_a_value_at_each_sample() -> None:
+    facts, tensors = described("y = Shape(x)")
+    assert [facts.value(tensors["y"], sample).tolist() for sample in facts.samples] == [[2, 3, 4], [5, 3, 4]]
+    assert depends(facts, tensors["y"])
+
+
+def test_a_part_of_a_shape_that_is_static_is_constant() -> None:
+    facts, tensors = described("s = Shape(x)  y = Slice(s, one, three)", one=[1], three=[3])
+    assert facts.constant(tensors["y"]).tolist() == [3, 4]
+    facts, tensors = described("y = Shape <start = 1> (x)")
+    assert facts.constant(tensors["y"]).tolist() == [3, 4]
+    facts, tensors = described("y = Shape <start = -2, end = -1> (x)")
+    assert facts.constant(tensors["y"]).tolist() == [3]
+
+
+def test_a_size_is_constant_where_the_shape_is() -> None:
+    facts, tensors = described("y = Size(x)")
+    assert [facts.value(tensors["y"], sample).item() for sample in facts.samples] == [24, 60]
+    facts, tensors = described("y = Size(x)", "2, 3", sizes={"B": [1]})
+    assert facts.constant(tensors["y"]).item() == 6
+
+
+def test_what_is_put_together_of_static_and_dynamic_sizes_is_partly_known() -> None:
+    facts, tensors = described(
+        """s = Shape(x)  n = Gather(s, zero)  k = Gather(s, two)  all = Concat <axis = 0> (k, n, k)
+           static = Gather(all, ends)  dynamic = Gather(all, one)  y = Add(static, static)""",
+        zero=[0],
+        one=[1],
+        two=[2],
+        ends=[0, 2],
+    )
+    assert depends(facts, tensors["all"]) and depends(facts, tensors["dynamic"])
+    assert facts.constant(tensors["static"]).tolist() == [4, 4]
+    assert facts.constant(tensors["y"]).tolist() == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        "y = Equal(n, one)",
+        "y = Less(one, n)",
+        "y = Min(n, one)",
+        "y = Max(n, many)",
+        "y = Mod(n, one)",
+        "y = Sub(n, n)",
+        "e = Equal(n, one)  y = Where(e, one, many)",
+        "e = Equal(n, one)  f = Not(e)  y = Cast <to = 7> (f)",
+        "e = Equal(n, one)  y = And(e, e)",
+        "e = Equal(n, one)  r = Reshape(e, one)  y = Cast <to = 7> (r)",
+        "m = Mod(n, one)  start = Squeeze(m)  end = Squeeze(many)  step = Squeeze(few)  y = Range(start, end, step)",
+    ],
+)
+def test_what_comes_out_alike_in_both_samples_is_not_constant_for_that(arithmetic: str) -> None:
+    body = f"s = Shape(x)  n = Gather(s, zero)  {arithmetic}"
+    facts, tensors = described(body, zero=[0], one=[1], few=[4], many=[100])
+    first, second = (facts.value(tensors["y"], sample) for sample in facts.samples)
+    assert np.array_equal(first, second), "the point of this test is that the samples agree"
+    assert depends(facts, tensors["y"])
+    assert not facts.is_shown_by_samples(tensors["y"])
+
+
+def test_arithmetic_keeps_the_elements_apart() -> None:
+    facts, tensors = described("s = Shape(x)  d = Mul(s, two)  e = Equal(d, d)  t = Slice(e, one, three)  y = Not(t)", one=[1], two=[2], three=[3])
+    assert depends(facts, tensors["e"]) and facts.constant(tensors["y"]).tolist() == [False, False]
+
+
+def test_a_value_that_differs_between_the_samples_is_shown_by_them() -> None:
+    facts, tensors = described("s = Shape(x)  n = Gather(s, zero)  y = Sub(n, one)", zero=[0], one=[1])
+    assert facts.is_shown_by_samples(tensors["y"]) and facts.is_shown_by_samples(tensors["one"])
+
+
+def test_padding_that_happens_to_be_nothing_is_not_shown_by_the_samples() -> None:
+    facts, tensors = described(
+        "s = Shape(x)  n = Gather(s, zero)  m = Mod(n, two)  y = Sub(two, m)", sizes={"B": [4, 8]}, zero=[0], two=[2]
+    )
+    assert facts.value(tensors["y"], 0).tolist() == facts.value(tensors["y"], 1).tolist()
+    assert not facts.is_shown_by_samples(tensors["y"])
+
+
+def test_values_are_not_kept_beyond_small_sizes() -> None:
+    facts, tensors = described("s = Shape(x)  big = Expand(one, n)  y = Add(big, big)", one=[1], n=[2000])
+    assert facts.value(tensors["y"]) is None and facts.shape(tensors["y"]) == (2000,)
+
+
+# ------------------------------------------------------------------------------------------------- constants on demand
+
+
+def test_a_constant_is_computed_on_demand_however_large() -> None:
+    facts, tensors = described("big = Expand(one, n)  twice = Add(big, big)  y = Add(twice, x)", one=np.float32([1]), n=[2000, 1, 1])
+    assert facts.constant(tensors["twice"]).shape == (2000, 1, 1) and (facts.constant(tensors["twice"]) == 2).all()
+    assert facts.constant(tensors["one"]).tolist() == [1]
+    assert facts.constant(tensors["y"]) is None and facts.constant(tensors["x"]) is None
+
+
+def test_no_step_of_a_constant_may_be_larger_than_the_limit() -> None:
+    body = "big = Expand(one, n)  sum = ReduceSum <keepdims = 0> (big)  y = Add(sum, x)"
+    facts, tensors = described(body, one=np.float32([1]), n=[2000])
+    assert facts.constant(tensors["sum"], limit=1999) is None
+    assert facts.constant(tensors["sum"], limit=2000).item() == 2000
+
+
+def test_a_random_tensor_is_no_constant() -> None:
+    facts, tensors = described("noise = RandomNormalLike(one)  twice = Add(noise, noise)  y = Add(twice, x)", one=np.float32([1]))
+    assert facts.constant(tensors["noise"]) is None and facts.constant(tensors["twice"]) is None
+    assert facts.value(tensors["twice"]) is None and facts.shape(tensors["twice"]) == (1,)
+
+
+def test_quantised_weights_stay_quantised() -> None:
+    facts, tensors = described("w = DequantizeLinear(q, s)  y = Add(w, x)", q=np.int8([1, 2, 3, 4]), s=np.float32(0.5))
+    assert facts.constant(tensors["w"]) is None and facts.shape(tensors["w"]) == (4,)
+
+
+def test_the_shape_of_a_static_tensor_is_a_constant_though_the_tensor_is_none() -> None:
+    facts, tensors = described("s = Shape(x)  y = Mul(s, s)", "2, 3", sizes={"B": [1]})
+    assert facts.constant(tensors["y"]).tolist() == [4, 9]
+
+
+# ------------------------------------------------------------------------------------------------------------- learn
+
+
+def test_what_is_learnt_of_a_new_tensor_is_known() -> None:
+    facts, tensors = described("y = Relu(x)")
+    new = gs.Variable("new")
+    facts.learn(new, like=tensors["y"])
+    assert facts.shapes(new) == [(2, 3, 4), (5, 3, 4)] and facts.dtype(new) == np.float32
+    other = gs.Variable("other")
+    facts.learn(other, like=tensors["y"], shapes=[(2, 12), (5, 12)])
+    assert facts.dims(other) == (None, 12) and facts.dtype(other) == np.float32
+
+
+def test_a_node_that_was_just_made_is_looked_at_on_demand() -> None:
+    facts, tensors = described("y = Relu(x)")
+    out = gs.Variable("out")
+    facts.graph.nodes.append(gs.Node("Transpose", inputs=[tensors["y"]], outputs=[out], attrs={"perm": [2, 1, 0]}))
+    end = gs.Variable("end")
+    facts.graph.nodes.append(gs.Node("Neg", inputs=[out], outputs=[end]))
+    assert facts.dims(end) == (4, 3, None) and facts.dtype(out) == np.float32
+
+
+def test_a_long_chain_of_new_nodes_is_no_matter_of_recursion() -> None:
+    facts, tensors = described("y = Relu(x)")
+    tensor = tensors["y"]
+    for number in range(3000):
+        out = gs.Variable(f"new{number}")
+        facts.graph.nodes.append(gs.Node("Dropout" if number % 2 else "Neg", inputs=[tensor], outputs=[out]))
+        tensor = out
+    assert facts.dims(tensor) == (None, 3, 4)
+
+
+def test_annotations_say_what_is_known() -> None:
+    facts, tensors = described("z = Transpose <perm = [2, 1, 0]> (x)  y = Relu(z)")
+    facts.annotate()
+    assert tensors["z"].shape == [4, 3, None] and tensors["z"].dtype in (np.float32, onnx.TensorProto.FLOAT)

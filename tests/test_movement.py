@@ -1,0 +1,667 @@
+"""Movement by evaluation, against ONNX Runtime for random chains, and against the textbook for windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swinopt import graph as graphs
+from swinopt.facts import Facts
+from swinopt.graph import Tensor
+from swinopt.movement import PAD, Movement, Region, affine, data_inputs, is_identity, is_movement
+from swinopt.textbook import padded_size, window_tokens
+from tests.graphs import Builder, run, shifted_partition, shifted_reverse
+
+Array = npt.NDArray[Any]
+MOST_ELEMENTS = 300
+fast = settings(deadline=None, max_examples=60)
+
+
+def load(model: onnx.ModelProto) -> tuple[Movement, list[Tensor]]:
+    graph = graphs.load(model)
+    return Movement(Facts(graph)), list(graph.outputs)
+
+
+def region_of(model: onnx.ModelProto, **options: Any) -> Region:
+    movement, (target,) = load(model)
+    region = movement.region(target, **options)
+    assert region is not None
+    return region
+
+
+def moved(indices: Array, data: Array) -> Array:
+    return np.where(indices == PAD, 0, data.reshape(-1)[indices]).astype(data.dtype)
+
+
+# --------------------------------------------------------------------------------------- random chains of random ops
+
+
+class Chain:
+    """Draws movement nodes one after another; ``shape`` is what the last one makes, by NumPy's rules."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.b = Builder(opset=18)
+        self.shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+        self.tensor = self.b.input(self.shape)
+
+    def pick(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def axis(self, rank: int | None = None) -> tuple[int, int]:
+        """An axis, and the way it is written: from the start or from the end."""
+        rank = len(self.shape) if rank is None else rank
+        axis = self.pick(0, rank - 1)
+        return axis, axis - rank if self.draw(st.booleans()) else axis
+
+    def sized(self, axis: int, size: int) -> tuple[int, ...]:
+        return (*self.shape[:axis], size, *self.shape[axis + 1 :])
+
+    def then(self, tensor: str, shape: tuple[int, ...]) -> None:
+        self.tensor, self.shape = tensor, shape
+
+    def reshape(self) -> None:
+        rest, sizes = math.prod(self.shape), []
+        while rest > 1 and len(sizes) < 4:
+            divisors = [d for d in range(2, rest + 1) if rest % d == 0]
+            sizes.append(self.draw(st.sampled_from(divisors)))
+            rest //= sizes[-1]
+        shape = (*sizes, rest)
+        written = list(shape)
+        for i, size in enumerate(shape):
+            if i < len(self.shape) and self.shape[i] == size and self.draw(st.booleans()):
+                written[i] = 0
+        if self.draw(st.booleans()):
+            written[self.pick(0, len(shape) - 1)] = -1
+        self.then(self.b.reshape(self.tensor, *written), shape)
+
+    def transpose(self) -> None:
+        perm = self.draw(st.permutations(range(len(self.shape))))
+        attrs = {} if perm == list(range(len(perm)))[::-1] else {"perm": perm}
+        self.then(self.b.op("Transpose", self.tensor, **attrs), tuple(self.shape[axis] for axis in perm))
+
+    def slice(self) -> None:
+        axis, written = self.axis()
+        size, step = self.shape[axis], self.draw(st.sampled_from([1, 2, 3, -1, -2]))
+        start = self.pick(-size - 2, size + 1)
+        end = self.draw(st.sampled_from([*range(-size - 2, size + 3), 2**63 - 1, -(2**63) + 1]))
+        length = len(range(*sliced(start, end, step, size)))
+        if length:
+            self.then(self.b.slice(self.tensor, start, end, written, step), self.sized(axis, length))
+
+    def split(self) -> None:
+        axis, written = self.axis()
+        size = self.shape[axis]
+        if size < 2:
+            return
+        cuts = sorted(self.draw(st.sets(st.integers(1, size - 1), min_size=1, max_size=2)))
+        sizes = np.diff([0, *cuts, size]).tolist()
+        parts = self.b.ops("Split", self.tensor, self.b.ints(*sizes), count=len(sizes), axis=written)
+        if self.draw(st.booleans()):
+            order = self.draw(st.permutations(parts))
+            self.then(self.b.op("Concat", *order, axis=written), self.shape)
+        else:
+            kept = self.pick(0, len(parts) - 1)
+            self.then(parts[kept], self.sized(axis, sizes[kept]))
+
+    def concat(self) -> None:
+        axis, written = self.axis()
+        size = self.shape[axis]
+        part = self.b.slice(self.tensor, 0, max(1, size - 1), axis)
+        self.then(self.b.op("Concat", part, self.tensor, axis=written), self.sized(axis, size + max(1, size - 1)))
+
+    def pad(self) -> None:
+        rank = len(self.shape)
+        if self.draw(st.booleans()):
+            axis, written = self.axis()
+            axes = [axis]
+            extra = ["", self.b.ints(written)]
+        else:
+            axes, extra = list(range(rank)), self.draw(st.sampled_from([[], [self.b.constant(0.0)]]))
+        before = [self.pick(-1, 2) if self.shape[axis] > 2 else self.pick(0, 2) for axis in axes]
+        after = [self.pick(-1, 2) if self.shape[axis] > 2 else self.pick(0, 2) for axis in axes]
+        shape = list(self.shape)
+        for axis, x, y in zip(axes, before, after, strict=True):
+            shape[axis] += x + y
+        self.then(self.b.op("Pad", self.tensor, self.b.ints(*before, *after), *extra), tuple(shape))
+
+    def gather(self) -> None:
+        axis, written = self.axis()
+        size = self.shape[axis]
+        shape = self.draw(st.sampled_from([(), (1,), (3,), (2, 2)] if len(self.shape) > 1 else [(1,), (3,), (2, 2)]))
+        values = [self.pick(-size, size - 1) for _ in range(math.prod(shape))]
+        indices = self.b.constant(np.array(values, np.int64).reshape(shape))
+        self.then(
+            self.b.op("Gather", self.tensor, indices, axis=written), (*self.shape[:axis], *shape, *self.shape[axis + 1 :])
+        )
+
+    def unsqueeze(self) -> None:
+        axis, written = self.axis(len(self.shape) + 1)
+        shape = (*self.shape[:axis], 1, *self.shape[axis:])
+        self.then(self.b.op("Unsqueeze", self.tensor, self.b.ints(written)), shape)
+
+    def squeeze(self) -> None:
+        ones = [axis for axis, size in enumerate(self.shape) if size == 1]
+        if ones and len(self.shape) > 1:
+            axis = self.draw(st.sampled_from(ones))
+            shape = self.shape[:axis] + self.shape[axis + 1 :]
+            self.then(self.b.op("Squeeze", self.tensor, self.b.ints(axis)), shape)
+
+    def expand(self) -> None:
+        target = tuple(self.pick(1, 3) if size == 1 else self.draw(st.sampled_from([1, size])) for size in self.shape)
+        target = (*([2] if self.draw(st.booleans()) else []), *target)
+        self.then(self.b.op("Expand", self.tensor, self.b.ints(*target)), np.broadcast_shapes(self.shape, target))
+
+    def flatten(self) -> None:
+        axis = self.pick(-len(self.shape), len(self.shape))
+        at = axis + len(self.shape) if axis < 0 else axis
+        shape = (math.prod(self.shape[:at]), math.prod(self.shape[at:]))
+        self.then(self.b.op("Flatten", self.tensor, axis=axis), shape)
+
+    def depth_to_space(self) -> None:
+        if len(self.shape) == 4 and self.shape[1] % 4 == 0:
+            n, c, h, w = self.shape
+            mode = self.draw(st.sampled_from([{}, {"mode": "DCR"}, {"mode": "CRD"}]))
+            self.then(self.b.op("DepthToSpace", self.tensor, blocksize=2, **mode), (n, c // 4, h * 2, w * 2))
+
+    def space_to_depth(self) -> None:
+        if len(self.shape) == 4 and self.shape[2] % 2 == 0 and self.shape[3] % 2 == 0:
+            n, c, h, w = self.shape
+            self.then(self.b.op("SpaceToDepth", self.tensor, blocksize=2), (n, c * 4, h // 2, w // 2))
+
+    def identity(self) -> None:
+        self.then(self.b.op("Identity", self.tensor), self.shape)
+
+    GROWING = (concat, pad, gather, expand)
+    OTHERS = (reshape, transpose, slice, split, unsqueeze, squeeze, flatten, depth_to_space, space_to_depth, identity)
+
+    def step(self) -> None:
+        small = math.prod(self.shape) <= MOST_ELEMENTS / 3 and len(self.shape) < 6
+        self.draw(st.sampled_from([*self.OTHERS, *(self.GROWING if small else ())]))(self)
+
+
+def sliced(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
+    """What the ONNX specification makes of the bounds of a Slice."""
+    low, high = (0, size) if step > 0 else (-1, size - 1)
+    start = start + size if start < 0 else start
+    end = end + size if end < 0 else end
+    return min(max(start, 0), high), min(max(end, low), high), step
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Chain:
+    chain = Chain(draw)
+    for _ in range(draw(st.integers(1, 6))):
+        chain.step()
+    return chain
+
+
+@fast
+@given(chains())
+def test_the_indices_of_a_random_chain_are_what_onnx_runtime_makes_of_it(chain: Chain) -> None:
+    model = chain.b.model(chain.tensor)
+    region = region_of(model)
+    (indices,) = region.indices
+    assert region.source.name == "x" and indices.shape == chain.shape
+    data = np.random.default_rng(0).standard_normal(tuple(region.source.shape)).astype(np.float32)
+    np.testing.assert_array_equal(moved(indices, data), run(model, data)[0])
+
+
+@fast
+@given(chains())
+def test_an_affine_form_of_a_random_chain_is_exact(chain: Chain) -> None:
+    (indices,) = region_of(chain.b.model(chain.tensor)).indices
+    check_affine(indices)
+
+
+def check_affine(indices: Array) -> None:
+    """Whatever form is given, it gives the indices back; a transposition in particular."""
+    form = affine(indices)
+    if form is None:
+        return
+    places = sum((stride * i for stride, i in zip(form.strides, np.indices(form.sizes), strict=True)), np.array(0))
+    np.testing.assert_array_equal(places.reshape(-1), indices.reshape(-1))
+    transposed = form.as_transpose()
+    if transposed is None:
+        assert sorted(indices.reshape(-1)) != list(range(indices.size))
+        return
+    source, permutation = transposed
+    rebuilt = np.arange(indices.size).reshape(source).transpose(permutation)
+    assert rebuilt.shape == form.sizes
+    np.testing.assert_array_equal(rebuilt.reshape(-1), indices.reshape(-1))
+
+
+# ---------------------------------------------------------------------------------------------- affine and identity
+
+
+@fast
+@given(st.data())
+def test_every_transposition_is_reconstructed(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+    permutation = data.draw(st.permutations(range(len(shape))))
+    indices = np.arange(math.prod(shape), dtype=np.int32).reshape(shape).transpose(permutation)
+    form = affine(indices)
+    assert form is not None and form.as_transpose() is not None
+    check_affine(indices)
+
+
+@fast
+@given(st.integers(1, 8).flatmap(lambda n: st.permutations(range(n))))
+def test_a_permutation_has_a_transposition_only_if_it_is_one(order: list[int]) -> None:
+    indices = np.array(order, np.int32)
+    check_affine(indices)
+    n = indices.size
+    transpositions = [np.arange(n).reshape(d, n // d).T.reshape(-1) for d in range(1, n + 1) if n % d == 0]
+    if n == 8:
+        cube = np.arange(8).reshape(2, 2, 2)
+        transpositions += [cube.transpose(p).reshape(-1) for p in [(0, 2, 1), (1, 0, 2), (2, 1, 0)]]
+    assert (affine(indices) is not None) == any(np.array_equal(indices, t) for t in transpositions)
+
+
+@pytest.mark.parametrize(
+    ("indices", "reason"),
+    [
+        ([1, 2, 3], "does not start at 0"),
+        ([], "is empty"),
+        ([0, 1, PAD], "has a pad"),
+        ([0, 2, 1, 3, 5, 4], "has its second row in another order"),
+        ([0, 1, 2, 4, 5], "has rows of different lengths"),
+        ([0, 0, 1, 1], "has elements twice"),
+        ([0, -1, -2], "goes backwards"),
+        ([0, 1, 4, 5, 9, 10], "has rows at unequal distances"),
+    ],
+)
+def test_there_is_no_affine_form_of_what(indices: list[int], reason: str) -> None:
+    assert affine(np.array(indices, np.int32)) is None, reason
+
+
+@pytest.mark.parametrize(
+    ("indices", "transposition"),
+    [
+        ([0, 2, 4, 1, 3, 5], ((3, 2), (1, 0))),
+        ([0, 1, 2, 3], ((4,), (0,))),
+        ([0], ((), ())),
+        ([0, 2, 4, 6], None),
+        ([0, 1, 4, 5], None),
+        ([0, 3, 1, 4], None),
+    ],
+)
+def test_as_transpose_knows_a_permutation_from_a_selection(indices: list[int], transposition: Any) -> None:
+    form = affine(np.array(indices, np.int32))
+    assert form is not None and form.as_transpose() == transposition
+
+
+def test_the_axes_of_an_affine_form_cannot_be_merged_any_further() -> None:
+    indices = np.arange(120, dtype=np.int32).reshape(2, 3, 4, 5).transpose(2, 0, 1, 3)
+    form = affine(indices)
+    assert form is not None and form.sizes == (4, 6, 5) and form.strides == (5, 20, 1)
+
+
+@pytest.mark.parametrize(
+    ("indices", "same"),
+    [([[0, 1], [2, 3]], True), ([0], True), ([], False), ([1, 2], False), ([0, 2, 1, 3], False), ([0, PAD], False), ([0, 0, 2], False)],
+)
+def test_identity_keeps_every_element_in_order(indices: list[Any], same: bool) -> None:
+    assert is_identity(np.array(indices, np.int32)) == same
+
+
+# --------------------------------------------------------------------------------------------------------- windows
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
+    axes = draw(st.integers(2, 3))
+    window = tuple(draw(st.integers(1, 3)) for _ in range(axes))
+    size = tuple(draw(st.integers(1, 6 if axes == 2 else 4)) for _ in range(axes))
+    # A roll by all of an axis or more is no roll of an exporter's.
+    shift = tuple(draw(st.integers(0, min(w, s) - 1)) for w, s in zip(window, size, strict=True))
+    return size, window, shift, draw(st.booleans())
+
+
+def expected_partition(tokens: Array, size: tuple[int, ...], batch: int, channels: int) -> Array:
+    batches = np.arange(batch)[:, None, None] * math.prod(size)
+    placed = np.where(tokens == PAD, PAD, tokens + batches).reshape(-1, tokens.shape[1], 1)
+    return np.where(placed == PAD, PAD, placed * channels + np.arange(channels))
+
+
+@fast
+@given(geometries(), st.sampled_from([1, 2, "batch"]))
+def test_a_partition_in_onnx_ops_is_exactly_the_textbooks(geometry: Any, batch: int | str) -> None:
+    size, window, shift, roll_first = geometry
+    b = Builder()
+    cut = shifted_partition(b, b.input((batch, *size, 2)), size, window, shift, 2, roll_first=roll_first)
+    movement, (target,) = load(b.model(cut))
+    region = movement.region(target)
+    assert region is not None and len(region.indices) == (2 if batch == "batch" else 1)
+    tokens = window_tokens(size, window, shift, roll_first=roll_first)
+    for sample, indices in enumerate(region.indices):
+        count = (movement.facts.shape(region.source, sample) or (0,))[0]
+        np.testing.assert_array_equal(indices, expected_partition(tokens, size, count, 2))
+
+
+@fast
+@given(geometries())
+def test_a_partition_and_its_reverse_move_nothing(geometry: Any) -> None:
+    size, window, shift, roll_first = geometry
+    b = Builder()
+    cut = shifted_partition(b, b.input((2, *size, 3)), size, window, shift, 3, roll_first=roll_first)
+    back = shifted_reverse(b, cut, size, window, shift, 3, roll_first=roll_first)
+    (indices,) = region_of(b.model(back)).indices
+    assert indices.shape == (2, *size, 3) and is_identity(indices)
+
+
+@fast
+@given(geometries())
+def test_a_reverse_is_exactly_the_inverse_of_the_textbooks_partition(geometry: Any) -> None:
+    size, window, shift, roll_first = geometry
+    tokens = window_tokens(size, window, shift, roll_first=roll_first)
+    b = Builder()
+    back = shifted_reverse(b, b.input((len(tokens), tokens.shape[1], 1)), size, window, shift, 1, roll_first=roll_first)
+    (indices,) = region_of(b.model(back)).indices
+    slots = np.full(math.prod(size), PAD)
+    slots[tokens[tokens != PAD]] = np.flatnonzero(tokens.reshape(-1) != PAD)
+    np.testing.assert_array_equal(indices.reshape(-1), slots)
+
+
+@fast
+@given(geometries(), st.data())
+def test_a_partition_that_is_wrong_in_one_place_is_another_one(geometry: Any, data: st.DataObject) -> None:
+    size, window, shift, roll_first = geometry
+    tokens = window_tokens(size, window, shift, roll_first=roll_first)
+    groups = len(tokens)
+    if tokens.size < 2:
+        return
+    b = Builder()
+    cut = shifted_partition(b, b.input((1, *size, 1)), size, window, shift, 1, roll_first=roll_first)
+    order = np.arange(tokens.size)
+    i, j = data.draw(st.lists(st.integers(0, tokens.size - 1), min_size=2, max_size=2, unique=True))
+    order[[i, j]] = order[[j, i]]
+    swapped = b.op("Gather", b.reshape(cut, -1), b.constant(order), axis=0)
+    (indices,) = region_of(b.model(b.reshape(swapped, groups, -1))).indices
+    np.testing.assert_array_equal(indices, tokens.reshape(-1)[order].reshape(tokens.shape))
+    assert np.array_equal(indices, tokens) == (tokens.reshape(-1)[i] == tokens.reshape(-1)[j])
+
+
+@fast
+@given(geometries(), st.data())
+def test_another_shift_or_window_gives_other_indices(geometry: Any, data: st.DataObject) -> None:
+    size, window, shift, roll_first = geometry
+    other = tuple(data.draw(st.integers(0, min(w, s) - 1)) for w, s in zip(window, size, strict=True))
+    b = Builder()
+    movement, targets = load(
+        b.model(*(shifted_partition(b, b.input((1, *size, 1), f"x{s}"), size, window, s, 1) for s in dict.fromkeys((shift, other))))
+    )
+    found = [movement.region(t) for t in targets]
+    for s, region in zip(dict.fromkeys((shift, other)), found, strict=True):
+        assert region is not None
+        np.testing.assert_array_equal(region.indices[0][..., 0], window_tokens(size, window, s))
+
+
+def test_a_window_size_is_padded_to_before_the_partition() -> None:
+    b = Builder()
+    region = region_of(b.model(shifted_partition(b, b.input((1, 5, 7, 1)), (5, 7), (3, 4), (1, 2), 1)))
+    assert (region.indices[0] == PAD).sum() == math.prod(padded_size((5, 7), (3, 4))) - 35
+
+
+# ------------------------------------------------------------------------------------------------------ single ops
+
+SINGLE_OPS: list[tuple[tuple[int, ...], Callable[[Builder, str], str], Any]] = [
+    ((4,), lambda b, x: b.slice(x, -1, -99, 0, -1), [3, 2, 1, 0]),
+    ((4,), lambda b, x: b.slice(x, 3, -5, -1, -2), [3, 1]),
+    ((4,), lambda b, x: b.slice(x, 3, -4, 0, -1), [3, 2, 1]),
+    ((4,), lambda b, x: b.slice(x, -9, -99, 0, -1), [0]),
+    ((4,), lambda b, x: b.slice(x, 9, 0, 0, -2), [3, 1]),
+    ((4,), lambda b, x: b.op("Slice", x, b.ints(-9), b.ints(-2)), [0, 1]),
+    ((2, 3), lambda b, x: b.op("Slice", x, b.ints(0, 1), b.ints(1, 9)), [[1, 2]]),
+    ((2, 3), lambda b, x: b.op("Slice", x, b.ints(1, 0), b.ints(9, 1), b.ints(-1, -2)), [[1, 2]]),
+    ((4, 2), lambda b, x: b.op("Slice", x, b.ints(0), b.ints(4), "", b.ints(2)), [[0, 1], [4, 5]]),
+    ((4,), lambda b, x: b.op("Pad", x, b.ints(-1, 2)), [1, 2, 3, PAD, PAD]),
+    ((2, 2), lambda b, x: b.op("Pad", x, b.ints(1, -1), "", b.ints(-1)), [[PAD, 0], [PAD, 2]]),
+    ((2, 2), lambda b, x: b.op("Pad", x, b.ints(0, 1, 0, 0), b.constant(0.0)), [[PAD, 0, 1], [PAD, 2, 3]]),
+    ((5,), lambda b, x: b.ops("Split", x, b.ints(3, 2), count=2, axis=-1)[1], [3, 4]),
+    ((5,), lambda b, x: b.ops("Split", x, b.ints(1, 3, 1), count=3)[1], [1, 2, 3]),
+    ((5,), lambda b, x: b.ops("Split", x, count=3, num_outputs=3)[2], [4]),
+    ((6,), lambda b, x: b.ops("Split", x, count=2, num_outputs=2)[1], [3, 4, 5]),
+    ((3,), lambda b, x: b.op("Gather", x, b.constant(np.int64(-1))), 2),
+    ((2, 2), lambda b, x: b.op("Gather", x, b.constant(np.array([[-1, 0]])), axis=-1), [[[1, 0]], [[3, 2]]]),
+    ((2, 1), lambda b, x: b.op("Expand", x, b.ints(2, 1, 2)), [[[0, 0], [1, 1]], [[0, 0], [1, 1]]]),
+    ((2, 2), lambda b, x: b.op("Transpose", x), [[0, 2], [1, 3]]),
+    ((2, 2), lambda b, x: b.op("Concat", x, x, axis=-1), [[0, 1, 0, 1], [2, 3, 2, 3]]),
+    ((1, 4, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2), [[[[0, 1], [2, 3]]]]),
+    ((1, 8, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="DCR"), [[[[0, 2], [4, 6]], [[1, 3], [5, 7]]]]),
+    ((1, 8, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="CRD"), [[[[0, 1], [2, 3]], [[4, 5], [6, 7]]]]),
+    ((1, 1, 2, 2), lambda b, x: b.op("SpaceToDepth", x, blocksize=2), [[[[0]], [[1]], [[2]], [[3]]]]),
+    ((2, 3), lambda b, x: b.op("Flatten", x, axis=0), [[0, 1, 2, 3, 4, 5]]),
+    ((2, 3), lambda b, x: b.reshape(x, 0, -1, 1), [[[0], [1], [2]], [[3], [4], [5]]]),
+    ((1, 2, 1), lambda b, x: b.op("Squeeze", x), [0, 1]),
+    ((2,), lambda b, x: b.op("Unsqueeze", x, b.ints(0, -1)), [[[0], [1]]]),
+]
+
+
+@pytest.mark.parametrize(("shape", "write", "indices"), SINGLE_OPS)
+def test_a_single_op_moves_as_the_specification_says(
+    shape: tuple[int, ...], write: Callable[[Builder, str], str], indices: Any
+) -> None:
+    b = Builder(opset=18)
+    model = b.model(write(b, b.input(shape)))
+    (found,) = region_of(model).indices
+    assert found.tolist() == indices
+    data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(moved(found, data), run(model, data)[0])
+
+
+NO_MOVEMENT: dict[str, Callable[[Builder, str], str]] = {
+    "pads with something": lambda b, x: b.op("Pad", x, b.ints(1, 1, 1, 1), b.constant(1.0)),
+    "pads with what the input says": lambda b, x: b.op("Pad", x, b.ints(1, 1, 1, 1), b.input((), "value")),
+    "reflects": lambda b, x: b.op("Pad", x, b.ints(1, 1, 1, 1), mode="reflect"),
+    "repeats the edge": lambda b, x: b.op("Pad", x, b.ints(1, 1, 1, 1), mode="edge"),
+    "pads by what the input says": lambda b, x: b.op("Pad", x, b.input((4,), "pads", np.int64)),
+    "slices where the input says": lambda b, x: b.op("Slice", x, b.input((1,), "start", np.int64), b.ints(4)),
+    "gathers what the input says": lambda b, x: b.op("Gather", x, b.input((2,), "index", np.int64)),
+    "reshapes as the input says": lambda b, x: b.op("Reshape", x, b.input((2,), "shape", np.int64)),
+    "is of another domain": lambda b, x: b.op("Transpose", x, domain="elsewhere"),
+    "computes": lambda b, x: b.op("Relu", x),
+}
+
+
+@pytest.mark.parametrize("name", NO_MOVEMENT)
+def test_it_is_no_movement_what(name: str) -> None:
+    b = Builder(opset=18)
+    graph = graphs.load(b.model(NO_MOVEMENT[name](b, b.input((4, 4)))))
+    assert not is_movement(graph.nodes[-1], Facts(graph))
+
+
+def test_what_is_read_by_a_movement_node_is_told_from_its_parameters() -> None:
+    b = Builder()
+    x = b.input((2, 2))
+    graph = graphs.load(b.model(b.op("Concat", b.op("Gather", x, b.ints(1, 0)), x, axis=0)))
+    gather, concat = graph.nodes
+    assert [t.name for t in data_inputs(gather)] == ["x"]
+    assert [t.name for t in data_inputs(concat)] == [gather.outputs[0].name, "x"]
+
+
+# --------------------------------------------------------------------------------------------------------- regions
+
+
+def test_a_region_goes_up_to_the_first_tensor_that_is_computed() -> None:
+    b = Builder()
+    computed = b.op("Relu", b.transpose(b.input((2, 3)), 1, 0))
+    region = region_of(b.model(b.reshape(b.transpose(computed, 1, 0), 6)))
+    assert region.source.name == computed and region.target.name == "y"
+    assert [node.op for node in region.nodes] == ["Reshape", "Transpose"]
+    np.testing.assert_array_equal(region.indices[0], [0, 2, 4, 1, 3, 5])
+
+
+def test_a_node_that_is_met_on_two_paths_counts_once_and_after_its_consumers() -> None:
+    b = Builder()
+    shared = b.transpose(b.input((2, 2)), 1, 0)
+    region = region_of(b.model(b.op("Concat", b.slice(shared, 1, 2, 0), shared, axis=0)))
+    assert [node.op for node in region.nodes] == ["Concat", "Slice", "Transpose"]
+    np.testing.assert_array_equal(region.indices[0], [[1, 3], [0, 2], [1, 3]])
+
+
+def test_a_region_has_one_source_only() -> None:
+    b = Builder()
+    x = b.input((2, 2))
+    movement, (target,) = load(b.model(b.op("Concat", b.op("Relu", x), b.op("Neg", x), axis=0)))
+    assert movement.region(target) is None
+
+
+def test_a_constant_is_a_source_of_its_own() -> None:
+    b = Builder()
+    movement, (target,) = load(b.model(b.op("Concat", b.input((2, 2)), b.weights(2, 2), axis=0)))
+    assert movement.region(target) is None
+
+
+def test_a_region_stops_where_it_is_told_to() -> None:
+    b = Builder()
+    middle = b.transpose(b.input((2, 3)), 1, 0)
+    movement, (target,) = load(b.model(b.reshape(middle, 6)))
+    stop = target.inputs[0].inputs[0]
+    region = movement.region(target, stop=[stop])
+    assert region is not None and region.source is stop and is_identity(region.indices[0])
+    alone = movement.region(stop, stop=[stop])
+    assert alone is not None and alone.source is stop and alone.nodes == () and is_identity(alone.indices[0])
+
+
+def test_a_transparent_node_passes_its_places_on() -> None:
+    b = Builder()
+    scaled = b.op("Mul", b.constant(2.0), b.transpose(b.input((2, 3)), 1, 0))
+    model = b.model(b.reshape(scaled, 6))
+    assert region_of(model).source.name == scaled
+    region = region_of(model, transparent=lambda node: 1 if node.op == "Mul" else None)
+    assert region.source.name == "x" and [n.op for n in region.nodes] == ["Reshape", "Mul", "Transpose"]
+    np.testing.assert_array_equal(region.indices[0], [0, 3, 1, 4, 2, 5])
+
+
+def test_where_the_batch_is_dynamic_there_is_an_array_for_each_sample() -> None:
+    b = Builder()
+    x = b.input(("batch", 2, 3))
+    shape = b.op("Concat", b.op("Gather", b.op("Shape", x), b.ints(0)), b.ints(6), axis=0)
+    movement, (target,) = load(b.model(b.op("Reshape", b.transpose(x, 0, 2, 1), shape)))
+    region = movement.region(target)
+    assert region is not None and len(region.indices) == 2
+    assert [i.shape for i in region.indices] == [(sizes["batch"], 6) for sizes in movement.facts.sizes]
+    for indices in region.indices:
+        np.testing.assert_array_equal(indices[1], [6, 9, 7, 10, 8, 11])
+
+
+def test_where_no_shape_is_known_there_is_no_region() -> None:
+    b = Builder()
+    unknown = b.op("Strange", b.input((2, 3)), domain="elsewhere")
+    movement, (target,) = load(b.model(b.reshape(unknown, 6), shapes={"y": (6,)}))
+    region = movement.region(target)
+    assert region is None or region.source is target
+
+
+def test_the_indices_of_a_region_cannot_be_changed() -> None:
+    b = Builder()
+    region = region_of(b.model(b.op("Transpose", b.input((2, 3)))))
+    with pytest.raises(ValueError, match="read-only"):
+        region.indices[0][0, 0] = 1
+
+
+# ----------------------------------------------------------------------------------------------------------- cache
+
+ALIKE: dict[str, tuple[tuple[int, ...], list[Callable[[Builder, str], str]]]] = {
+    "start of a Slice": ((4, 4), [lambda b, x: b.slice(x, 0, 2, 0), lambda b, x: b.slice(x, 1, 3, 0)]),
+    "step of a Slice": ((4, 4), [lambda b, x: b.slice(x, 0, 2, 0), lambda b, x: b.slice(x, 0, 4, 0, 2)]),
+    "axis of a Slice": (
+        (4, 4, 4),
+        [lambda b, x: b.slice(b.slice(x, 0, 2, 0), 0, 2, 1), lambda b, x: b.transpose(b.slice(b.slice(x, 0, 2, 1), 0, 2, 0), 1, 0, 2)],
+    ),
+    "axes or steps of a Slice": (
+        (2, 4, 4),
+        [
+            lambda b, x: b.op("Slice", x, b.ints(0, 0), b.ints(2, 4), b.ints(1, 2)),
+            lambda b, x: b.op("Slice", x, b.ints(0, 0), b.ints(2, 4), "", b.ints(1, 2)),
+        ],
+    ),
+    "indices of a Gather": ((3, 3), [lambda b, x: b.op("Gather", x, b.ints(0, 1)), lambda b, x: b.op("Gather", x, b.ints(1, 0))]),
+    "axis of a Gather": (
+        (3, 3),
+        [lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=0), lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=1)],
+    ),
+    "permutation of a Transpose": ((2, 2, 2), [lambda b, x: b.transpose(x, 0, 2, 1), lambda b, x: b.transpose(x, 1, 0, 2)]),
+    "output of a Split": ((4,), [lambda b, x, i=i: b.ops("Split", x, b.ints(2, 2), count=2)[i] for i in (0, 1)]),
+    "sizes of a Split": (
+        (6,),
+        [lambda b, x, s=s: b.ops("Split", x, b.ints(*s), count=3)[1] for s in ([1, 2, 3], [3, 2, 1])],
+    ),
+    "places of a Pad": ((3, 3), [lambda b, x: b.op("Pad", x, b.ints(1, 0, 0, 0)), lambda b, x: b.op("Pad", x, b.ints(0, 0, 1, 0))]),
+    "order of a Concat": (
+        (2, 2),
+        [
+            lambda b, x: b.op("Concat", b.transpose(x, 1, 0), x, axis=0),
+            lambda b, x: b.op("Concat", x, b.transpose(x, 1, 0), axis=0),
+        ],
+    ),
+    "axis of a Concat": (
+        (1, 1, 2),
+        [
+            lambda b, x: b.reshape(b.op("Concat", x, x, axis=0), 4),
+            lambda b, x: b.reshape(b.op("Concat", b.reshape(x, 2, 1), b.reshape(x, 2, 1), axis=1), 4),
+        ],
+    ),
+    "mode of a DepthToSpace": (
+        (1, 8, 1, 1),
+        [lambda b, x, m=m: b.op("DepthToSpace", x, blocksize=2, mode=m) for m in ("DCR", "CRD")],
+    ),
+    "shape of a Reshape": (
+        (12,),
+        [lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 3, 4)), 12), lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 4, 3)), 12)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_regions_that_differ_in_one_thing_only_are_not_mixed_up(name: str) -> None:
+    shape, writers = ALIKE[name]
+    b = Builder(opset=17)
+    x = b.input(shape)
+    model = b.model(*(write(b, x) for write in writers))
+    movement, targets = load(model)
+    regions = [movement.region(t) for t in targets]
+    data = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    outputs = run(model, data)
+    assert not np.array_equal(*outputs), "these two are meant to differ"
+    for region, output in zip(regions, outputs, strict=True):
+        assert region is not None
+        np.testing.assert_array_equal(moved(region.indices[0], data), output)
+
+
+@fast
+@given(st.data())
+def test_one_movement_for_many_regions_gives_what_one_for_each_gives(data: st.DataObject) -> None:
+    b = Builder(opset=18)
+    x = b.input((2, 2, 2))
+    ends = []
+    for _ in range(4):
+        t = x
+        for _ in range(data.draw(st.integers(1, 3))):
+            kind = data.draw(st.integers(0, 3))
+            if kind == 0:
+                t = b.transpose(t, *data.draw(st.permutations(range(3))))
+            elif kind == 1:
+                t = b.op("Gather", t, b.ints(*data.draw(st.permutations(range(2)))), axis=data.draw(st.integers(0, 2)))
+            elif kind == 2:
+                axis = data.draw(st.integers(0, 2))
+                parts = b.ops("Split", t, b.ints(1, 1), count=2, axis=axis)
+                t = b.op("Concat", *data.draw(st.permutations(parts)), axis=axis)
+            else:
+                t = b.slice(t, -1, -9, data.draw(st.integers(0, 2)), -1)
+        ends.append(t)
+    model = b.model(*ends)
+    movement, targets = load(model)
+    for target in targets:
+        shared, alone = movement.region(target), Movement(movement.facts).region(target)
+        assert shared is not None and alone is not None
+        np.testing.assert_array_equal(shared.indices[0], alone.indices[0])
