@@ -1,6 +1,6 @@
 """Eliminate no-ops: nodes whose output is their input.
 
-- ``Identity``; ``Dropout`` outside of training; ``Cast`` to the dtype that is there;
+- ``Identity``; ``Dropout`` outside of training; ``Cast`` and ``CastLike`` to the dtype that is there;
 - movement that moves nothing: a Reshape to the same shape, a Transpose that keeps the order, a Slice of everything, a
   Pad by nothing, a Concat of one tensor. Decided by evaluation, so no case is forgotten;
 - arithmetic with the neutral element: ``x + 0``, ``x - 0``, ``x * 1``, ``x / 1``, ``x ** 1``, unless the other operand
@@ -45,9 +45,10 @@ def _unchanged_input(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         return node.inputs[0]  # type: ignore[no-any-return]
     if node.op == "Dropout" and _is_inference_dropout(node):
         return node.inputs[0]  # type: ignore[no-any-return]
-    if node.op == "Cast":
-        same_dtype = rewriter.facts.onnx_dtype(node.inputs[0]) == node.attrs["to"]
-        return node.inputs[0] if same_dtype else None
+    if node.op in ("Cast", "CastLike"):
+        dtype = rewriter.facts.onnx_dtype
+        wanted = node.attrs["to"] if node.op == "Cast" else dtype(node.inputs[1])
+        return node.inputs[0] if dtype(node.inputs[0]) == wanted is not None else None
     if node.op in _NEUTRAL:
         return _operand_beside_neutral(node, rewriter)
     return _unmoved(node, rewriter)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.graph import Array, Tensor, attr, made_by
+from swinopt.graph import Array, Tensor, attr, epsilon_of, made_by
 from swinopt.movement import VIEW_OPS
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
@@ -98,5 +98,5 @@ def _apart(value: Array) -> tuple[Array, Array] | None:
     mask_value = above[masked].astype(np.float64).mean().astype(value.dtype) if np.isfinite(above).all() else value.dtype.type(-np.inf)
     mask = np.where(masked[:, :1], np.round(mask_value, 2), value.dtype.type(0)).astype(value.dtype)
     with np.errstate(invalid="ignore"):
-        wrong = np.abs(bias + mask - value) > np.finfo(value.dtype).eps * np.abs(value)
+        wrong = np.abs(bias + mask - value) > epsilon_of(value.dtype) * np.abs(value)
     return None if wrong[np.isfinite(value)].any() else (bias, mask)

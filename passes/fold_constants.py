@@ -2,7 +2,8 @@
 
 A node whose inputs are all known computes the same every time: its outputs become constants. ``Shape`` of a tensor
 whose size is known counts as known, which resolves the Shape/Gather/Concat arithmetic around every Reshape of the
-TorchScript exporter; where the batch is dynamic, the elements that do not hang on it are folded all the same.
+TorchScript exporter. Where the batch is dynamic, the elements that do not hang on it are folded all the same, and a
+Reshape that only needs to copy or infer one size says so (0 or -1) instead of computing it.
 
 Left alone, because folding them would do harm:
 
@@ -22,7 +23,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.evaluate import is_deterministic
-from swinopt.graph import Array, Tensor, label, literal
+from swinopt.graph import Array, Tensor, dtype_of, label, literal, size_of
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
@@ -60,6 +61,8 @@ class FoldConstants(Pass):
             left -= growth
             for tensor, value in zip(list(node.outputs), known, strict=True):
                 rewriter.fold(tensor, value)
+        for node in rewriter.nodes("Reshape"):
+            _fold_target(node, rewriter)
 
 
 def _is_foldable(node: gs.Node, rewriter: Rewriter) -> bool:
@@ -72,6 +75,18 @@ def _is_foldable(node: gs.Node, rewriter: Rewriter) -> bool:
     return bool(node.inputs) and all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
 
 
+def _fold_target(node: gs.Node, rewriter: Rewriter) -> None:
+    """Gives a Reshape whose target is computed from sizes of the input a constant one, if there is one."""
+    target = node.inputs[1]
+    if isinstance(target, gs.Constant) or rewriter.is_dead(node) or not rewriter.facts.is_shown_by_samples(target):
+        return
+    shapes, wanted = rewriter.facts.shapes(node.inputs[0]), rewriter.facts.shapes(node.outputs[0])
+    if shapes is not None and wanted is not None and shapes != wanted:
+        reshaped = rewriter.reshape_to(node.inputs[0], wanted)
+        if reshaped is not None:
+            rewriter.replace(node.outputs[0], reshaped)
+
+
 def _growth(node: gs.Node, values: list[Array]) -> int:
     size = sum(value.nbytes for value in values)
     if size <= _NEGLIGIBLE_BYTES:
@@ -80,7 +95,7 @@ def _growth(node: gs.Node, values: list[Array]) -> int:
 
 
 def _nbytes(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize if isinstance(tensor, gs.Constant) else 0
+    return size_of(tensor) * dtype_of(tensor).itemsize if isinstance(tensor, gs.Constant) else 0
 
 
 def _objection(node: gs.Node, values: list[Array], rewriter: Rewriter) -> str | None:

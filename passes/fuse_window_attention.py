@@ -40,7 +40,7 @@ from swinopt.attention import (
     probabilities_product,
     scores_of,
 )
-from swinopt.graph import Array, Tensor, producer
+from swinopt.graph import Array, Tensor, epsilon_of
 from swinopt.movement import PAD, Indices, Region
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
@@ -142,7 +142,7 @@ def _heads_and_slots(scores: Scores, product: gs.Node, rewriter: Rewriter) -> tu
     if rewriter.facts.shape(product.inputs[1]) is None:
         raise NoAttention("the shape of v is not known")
     if len(shape) == 3:  # [groups * heads, N, head_dim]
-        found = [t.value.shape[-3] for t in scores.terms if t.value.ndim >= 3 and t.value.shape[-3] > 1]
+        found = [t.values[0].shape[-3] for t in scores.terms if t.values[0].ndim >= 3 and t.values[0].shape[-3] > 1]
         found += [len(scores.head_factors.reshape(-1))] if scores.head_factors is not None else []
         if not found:
             raise NoAttention("how many heads there are cannot be told")
@@ -156,7 +156,7 @@ def _common_source(operands: tuple[Operand, ...], rewriter: Rewriter) -> tuple[R
     places: list[tuple[Indices, ...]] = []
     for operand in operands:
         linear = operand.linear
-        if linear.bias is not None and any((tokens == PAD).any() for tokens in operand.tokens):
+        if operand.bias is not None and any((tokens == PAD).any() for tokens in operand.tokens):
             raise NoAttention("q, k or v is padded behind its linear")
         if id(linear.input) not in regions:
             region = rewriter.movement.region(linear.input)
@@ -298,14 +298,14 @@ def _bias_and_mask(terms: list[Term], window: Window, heads: int, rewriter: Rewr
     mask_value = 0.0
     for term in terms:
         per_window = [
-            _by_window(term.value, shape, size, window, heads)
-            for shape, size in zip(term.shapes, window.sizes, strict=True)
+            _by_window(value, shape, size, window, heads)
+            for value, shape, size in zip(term.values, term.shapes, window.sizes, strict=True)
         ]
         if per_window[0].shape[0] == 1 and all(np.array_equal(p, per_window[0]) for p in per_window):
             bias = bias + per_window[0][0]
             continue
         masks = [shift_mask(size, window.window, window.shift) for size in window.sizes]
-        epsilon = float(np.finfo(term.value.dtype).eps)
+        epsilon = epsilon_of(term.values[0].dtype)
         parts = [_split(v, mask, window, epsilon) for v, mask in zip(per_window, masks, strict=True)]
         if any(value != parts[0][1] or not np.array_equal(part, parts[0][0]) for part, value in parts):
             raise NoAttention("bias or mask depend on the input's size")
@@ -438,16 +438,19 @@ def _qkv(x: Tensor, operands: tuple[Operand, ...], rewriter: Rewriter) -> Tensor
     """q, k and v of every token side by side, in the order of channels that the op reads."""
     first = operands[0].linear
     order = np.concatenate([operand.channels.reshape(-1) for operand in operands])
-    if all(o.linear.output is first.output for o in operands) and _in_order(order) and first.features == order.size:
+    one_linear = all(o.linear.output is first.output for o in operands) and first.features == order.size
+    if one_linear and _in_order(order) and np.array_equal(_pad_value(operands), first.bias_value()):
         return first.applied_to(x, rewriter)
     weight = np.concatenate([o.linear.weight_value()[:, o.channels.reshape(-1)] for o in operands], axis=1)
-    has_bias = any(operand.linear.bias is not None for operand in operands)
+    has_bias = any(operand.bias is not None for operand in operands)
     return first.applied_to(x, rewriter, weight, _pad_value(operands) if has_bias else None)
 
 
 def _pad_value(operands: tuple[Operand, ...]) -> Array:
-    """What the linears make of a token of zeros."""
-    return np.concatenate([operand.linear.bias_value()[operand.channels.reshape(-1)] for operand in operands])
+    """What the linears make of a token of zeros: their biases."""
+    return np.concatenate(
+        [(np.zeros_like(o.channels, o.linear.dtype) if o.bias is None else o.bias).reshape(-1) for o in operands]
+    )
 
 
 def _as_map(source: Region, window: Window, rewriter: Rewriter) -> Tensor:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts
-from swinopt.graph import Array, Tensor, attr, is_standard, literal, made_by, producer, scalar
+from swinopt.graph import Array, Tensor, attr, dtype_of, is_standard, literal, made_by, producer, scalar
 from swinopt.movement import PAD, VIEW_OPS, Indices, Movement, Region, is_movement
 from swinopt.pattern import Pattern, either, number, op, reduced_axes, sqrt, square, var
 from swinopt.rewrite import Rewriter
@@ -47,6 +48,11 @@ class Linear:
         """N, the number of output features."""
         return int(self.weight.shape[0 if self.transposed else 1])
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the weight."""
+        return dtype_of(self.weight)
+
     def weight_value(self) -> Array:
         """The weight as [K, N]."""
         value = literal(self.weight)
@@ -56,7 +62,7 @@ class Linear:
     def bias_value(self) -> Array:
         """The bias as [N]; zeros if there is none."""
         value = literal(self.bias)
-        return np.zeros(self.features, self.weight.dtype) if value is None else value.reshape(-1)
+        return np.zeros(self.features, self.dtype) if value is None else value.reshape(-1)
 
     def applied_to(
         self, x: Tensor, rewriter: Rewriter, weight: Array | None = None, bias: Array | None = None
@@ -70,7 +76,7 @@ class Linear:
         result: Tensor = rewriter.op("MatMul", x, weights, hint=f"{name}/MatMul")
         if bias is None and self.bias is None:
             return result
-        biases = self.bias if bias is None else rewriter.constant(bias.astype(self.weight.dtype), hint=f"{name}/bias")
+        biases = self.bias if bias is None else rewriter.constant(bias.astype(self.dtype), hint=f"{name}/bias")
         return rewriter.op("Add", result, biases, hint=f"{name}/Add")  # type: ignore[no-any-return]
 
 
@@ -126,9 +132,9 @@ def _is_bias(tensor: Tensor, features: int) -> bool:
 
 @dataclass(frozen=True)
 class Term:
-    """A constant that is added to the scores: its value, and the scores' shape at that point, one a sample."""
+    """What is added to the scores, independent of the input's values: its value and the scores' shape, by sample."""
 
-    value: Array
+    values: list[Array]
     shapes: list[tuple[int, ...]]
 
 
@@ -175,14 +181,17 @@ def scores_of(softmax: gs.Node, facts: Facts) -> Scores:
             continue
         if node.op not in ("Add", "Mul", "Div"):
             raise NoAttention(f"there is a {node.op} between the product of q and k and the softmax")
-        value, other = _constant_operand(node, facts)
+        values, other = _constant_operand(node, facts)
+        value = values[0]
         if node.op == "Add":
             if scale != 1.0 or head_factors is not None:
                 raise NoAttention("a constant is added to the scores before they are scaled")
             shapes = facts.shapes(tensor)
             if shapes is None:
                 raise NoAttention("the shape of the scores is not known")
-            terms.append(Term(value, shapes))
+            terms.append(Term(values, shapes))
+        elif any(not np.array_equal(value, v) for v in values):
+            raise NoAttention("the scores are multiplied by what depends on the input's size")
         elif value.size == 1 and (number := float(value.reshape(-1)[0])):
             scale *= number if node.op == "Mul" else 1 / number
         elif node.op == "Mul" and head_factors is None and value.shape[-3:] == (value.size, 1, 1):
@@ -207,11 +216,15 @@ def _is_float_cast(node: gs.Node, facts: Facts) -> bool:
     return node.attrs.get("to") in floats and facts.onnx_dtype(node.inputs[0]) in floats
 
 
-def _constant_operand(node: gs.Node, facts: Facts) -> tuple[Array, Tensor]:
+def _constant_operand(node: gs.Node, facts: Facts) -> tuple[list[Array], Tensor]:
+    """The operand that depends on no value of the input, as it is in each sample, and the other one."""
     for index in (1, 0) if node.op != "Div" else (1,):
-        value = facts.constant(node.inputs[index])
-        if value is not None:
-            return value, node.inputs[1 - index]
+        operand = node.inputs[index]
+        value = facts.constant(operand)
+        values = [facts.computed(operand, s) if value is None else value for s in facts.samples]
+        known = [v for v in values if v is not None]
+        if len(known) == len(values):
+            return known, node.inputs[1 - index]
     raise NoAttention(f"the {node.op} between the product of q and k and the softmax has no constant operand")
 
 
@@ -227,6 +240,7 @@ class Operand:
         tokens: for each sample [groups, N]: the token, counted flat over the linear's output, in each slot; PAD where
             a zero was put in after the linear.
         channels: [heads, head_dim]: the linear's output feature in each place.
+        bias: [heads, head_dim]: what is added on the way, the linear's own bias included; None if nothing is.
         scale: a scalar that the operand is multiplied by on its way.
         normalised: whether each head of each token is divided by its L2 norm on its way.
     """
@@ -234,6 +248,7 @@ class Operand:
     linear: Linear
     tokens: tuple[Indices, ...]
     channels: Indices
+    bias: Array | None
     scale: float
     normalised: bool
 
@@ -264,6 +279,7 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
     facts = movement.facts
     passed: dict[int, int] = {}
     scale, normalised_at = 1.0, None
+    biases: list[tuple[Tensor, Array]] = []
     current: Tensor = tensor
     while (linear := linear_of(current)) is None:
         node = producer(current)
@@ -276,10 +292,15 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
             below = normalised_at = match["x"]
         elif node.op in ("Mul", "Div") and (factor := _scalar_factor(node)) is not None:
             below = factor[0]
+            if biases:
+                raise NoAttention("q, k or v is scaled before its bias is added")
             if normalised_at is None:
                 scale *= factor[1]
             elif factor[1] <= 0:
                 raise NoAttention("q or k is multiplied by a negative number before it is normalised")
+        elif node.op == "Add" and (added := _added_bias(node)) is not None:
+            below = added[0]
+            biases.append(added)
         else:
             raise NoAttention(f"there is a {node.op} between the linear and q, k or v")
         if not is_movement(node, facts):
@@ -292,7 +313,35 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
     tokens, channels = _tokens_and_channels(region, heads, linear.features, transposed)
     if normalised_at is not None:
         _check_normalised_axis(normalised_at, linear, movement, passes_on, channels)
-    return Operand(linear, tokens, channels, scale, normalised_at is not None)
+    bias = linear.bias_value() if linear.bias is not None or biases else None
+    for at, added_bias in biases:
+        if bias is not None:
+            bias = bias + _by_feature(at, added_bias, linear, movement, passes_on)
+    return Operand(linear, tokens, channels, None if bias is None else bias[channels], scale, normalised_at is not None)
+
+
+def _added_bias(node: gs.Node) -> tuple[Tensor, Array] | None:
+    """A bias over the last axis that is added behind a Split of the linear, as some tools merge q, k and v."""
+    for index in (1, 0):
+        bias = literal(node.inputs[index])
+        if bias is not None and bias.ndim and bias.shape[-1] == bias.size:
+            return node.inputs[1 - index], bias.reshape(-1)
+    return None
+
+
+def _by_feature(
+    at: Tensor, bias: Array, linear: Linear, movement: Movement, passes_on: Callable[[gs.Node], int | None]
+) -> Array:
+    """The bias by output feature of the linear."""
+    region = movement.region(at, stop=[linear.output], transparent=passes_on)
+    if region is None or region.indices[0].shape[-1] != bias.size or (region.indices[0] == PAD).any():
+        raise NoAttention("what is added to q, k or v is no bias of the linear's features")
+    features = region.indices[0].reshape(-1, bias.size) % linear.features
+    if not (features == features[:1]).all():
+        raise NoAttention("what is added to q, k or v is no bias of the linear's features")
+    spread = np.zeros(linear.features, bias.dtype)
+    spread[features[0]] = bias
+    return spread
 
 
 def _scalar_factor(node: gs.Node) -> tuple[Tensor, float] | None:

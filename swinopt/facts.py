@@ -121,12 +121,21 @@ class Facts:
             return literal(tensor)
         if tensor.name not in self._constants:
             for node in _computed_by(tensor):
-                self._compute(node, limit)
+                self._compute_into(self._constants, node, limit, None)
         found = self._constants.get(tensor.name)
         if limit < LARGE:
             # What was too large this time may be wanted without a limit later.
             self._constants = {name: value for name, value in self._constants.items() if value is not None}
         return found
+
+    def computed(self, tensor: Tensor, sample: int, limit: int = LARGE) -> Array | None:
+        """As :meth:`constant`, for a tensor that may also depend on sizes of the input: its value in one sample."""
+        if isinstance(tensor, gs.Constant):
+            return literal(tensor)
+        values: dict[str, Array | None] = {}
+        for node in _computed_by(tensor):
+            self._compute_into(values, node, limit, sample)
+        return values.get(tensor.name)
 
     def is_shown_by_samples(self, tensor: Tensor) -> bool:
         """Whether the samples tell how a tensor of shape arithmetic depends on the input.
@@ -325,20 +334,20 @@ class Facts:
 
     # ------------------------------------------------------------------------------------------ values on demand
 
-    def _compute(self, node: gs.Node, limit: int) -> None:
+    def _compute_into(self, values: dict[str, Array | None], node: gs.Node, limit: int, sample: int | None) -> None:
+        """Adds the node's outputs to ``values``; None for one that cannot be had. Without a sample, only constants."""
         names = [t.name for t in node.outputs if not t.is_empty()]
-        if all(name in self._constants for name in names):
+        if all(name in values for name in names):
             return
-        for name in names:
-            self._constants[name] = None
+        values.update(dict.fromkeys(names))
         if node.op in ("Shape", "Size") or all(name in self._values for name in names):
             for name in names:
-                if name in self._values and not self._depends[name].any():
-                    self._constants[name] = self._values[name][0]
+                if name in self._values and (sample is not None or not self._depends[name].any()):
+                    values[name] = self._values[name][sample or 0]
             return
         if not is_deterministic(node) or any(_elements(self._shapes.get(name)) > limit for name in names):
             return
-        inputs = [None if t.is_empty() else self.constant(t, limit) for t in node.inputs]
+        inputs = [None if t.is_empty() else literal(t) if isinstance(t, gs.Constant) else values.get(t.name) for t in node.inputs]
         if any(value is None and not t.is_empty() for value, t in zip(inputs, node.inputs, strict=True)):
             return
         try:
@@ -346,7 +355,7 @@ class Facts:
         except CannotEvaluate:
             return
         for tensor, value in zip(node.outputs, outputs, strict=False):
-            self._constants[tensor.name] = value
+            values[tensor.name] = value
 
 
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[dict[str, int]]:

@@ -20,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import inliner
 
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from swinopt import ops
@@ -271,8 +271,9 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             draft = Path(folder) / target.name
-            if model.ByteSize() < PROTOBUF_LIMIT:
-                draft.write_bytes(model.SerializeToString())
+            data = _serialised(model)
+            if data is not None:
+                draft.write_bytes(data)
             else:
                 copy = onnx.ModelProto()
                 copy.CopyFrom(model)
@@ -282,6 +283,15 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
+
+
+def _serialised(model: onnx.ModelProto) -> bytes | None:
+    """The model in one piece; None if it is too large for that."""
+    try:
+        data = model.SerializeToString()
+    except Exception:  # protobuf refuses what is above 2 GiB, with another exception in every implementation
+        return None
+    return data if len(data) < PROTOBUF_LIMIT else None
 
 
 # ----------------------------------------------------------------------------------------------------------- asking
@@ -304,9 +314,15 @@ def made_by(tensor: Tensor, *op_types: str) -> gs.Node | None:
 
 
 def literal(tensor: Tensor | None) -> Array | None:
-    """The value of a constant, in its own dtype; None for everything else, and for dtypes that NumPy lacks."""
-    if not isinstance(tensor, gs.Constant) or not isinstance(tensor.dtype, (np.dtype, type)):
+    """The value of a constant, in its own dtype; None for everything else.
+
+    bfloat16 and the float8 types come as the extension types of the package ml_dtypes.
+    """
+    if not isinstance(tensor, gs.Constant):
         return None
+    lazy = tensor._values
+    if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues):
+        return onnx.numpy_helper.to_array(lazy.tensor)  # gs would convert dtypes that NumPy lacks to float32
     return np.asarray(tensor.values)
 
 
@@ -320,7 +336,20 @@ def scalar(tensor: Tensor | None) -> float | None:
     if not isinstance(tensor, gs.Constant) or size_of(tensor) != 1:
         return None
     value = literal(tensor)
-    return None if value is None else float(value.reshape(-1)[0])
+    return None if value is None or value.dtype.kind in "cSUO" else float(value.reshape(-1)[0])
+
+
+def dtype_of(constant: gs.Constant) -> np.dtype[Any]:
+    """The constant's dtype, without loading the value; bfloat16 and the like as those of ml_dtypes."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype_to_onnx(constant.dtype)))
+
+
+def epsilon_of(dtype: Any) -> float:
+    """The distance from 1 to the next larger number of a float dtype, bfloat16 included."""
+    try:
+        return float(np.finfo(dtype).eps)
+    except ValueError:
+        return 2.0**-7
 
 
 def attr(node: gs.Node, name: str, opset: int) -> Any:

@@ -22,7 +22,7 @@ from swinopt import graph as graphs
 from swinopt import registry
 from swinopt.errors import OptionError, PassError
 from swinopt.facts import Facts
-from swinopt.graph import ModelLike, op_counts
+from swinopt.graph import ModelLike, dtype_of, epsilon_of, op_counts
 from swinopt.report import PassReport
 from swinopt.rewrite import Rewriter
 from swinopt.snapshot import Snapshot
@@ -245,8 +245,10 @@ def _execute_step(
 
 def rounding(graph: gs.Graph) -> float:
     """How much coarser than fp32 the model's weights are: what a pass may change grows by as much."""
-    half = any(t.dtype == np.float16 for node in graph.nodes for t in node.inputs if isinstance(t, gs.Constant))
-    return float(np.finfo(np.float16).eps / np.finfo(np.float32).eps) / 16 if half else 1.0
+    dtypes = {dtype_of(t) for node in graph.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+    coarsest = max((epsilon_of(d) for d in dtypes if d.name in ("float16", "bfloat16")), default=0.0)
+    # A sixteenth, since the errors of many roundings cancel.
+    return max(1.0, coarsest / epsilon_of(np.float32) / 16)
 
 
 # ------------------------------------------------------------------------------------------------------------ text
