@@ -11,6 +11,7 @@ from swinopt.passes.fuse_layer_norm import FuseLayerNorm
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
 from swinopt.passes.simplify_patch_merging import SimplifyPatchMerging
+from swinopt.passes.simplify_pooling import SimplifyPooling
 from swinopt.passes.sink_token_views import SinkTokenViews
 from swinopt.passes.spell_out_gelu import SpellOutGelu
 
@@ -27,6 +28,7 @@ ALL = (
     FuseWindowAttention,
     SimplifyMovement,
     SimplifyPatchMerging,
+    SimplifyPooling,
     SinkTokenViews,
     SpellOutGelu,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "FuseWindowAttention",
     "SimplifyMovement",
     "SimplifyPatchMerging",
+    "SimplifyPooling",
     "SinkTokenViews",
     "SpellOutGelu",
 ]

@@ -91,7 +91,8 @@ def _growth(node: gs.Node, values: list[Array]) -> int:
     size = sum(value.nbytes for value in values)
     if size <= _NEGLIGIBLE_BYTES:
         return 0
-    return max(0, size - sum(_nbytes(t) for t in node.inputs))
+    # A constant that something else reads as well is not saved.
+    return max(0, size - sum(_nbytes(t) for t in node.inputs if all(reader is node for reader in t.outputs)))
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt.attention import Linear, exits, linear_from
 from swinopt.graph import Tensor, attr, is_standard, literal
-from swinopt.movement import PAD, Indices, Region, is_view
+from swinopt.movement import PAD, VIEW_OPS, Indices, Region, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
@@ -44,17 +44,29 @@ class SimplifyPatchMerging(Pass):
             region = rewriter.movement.region(merged)
             if region is None or not region.nodes or len(merged.outputs) != 1:
                 continue
-            order = _merging_order(region, rewriter)
-            if order is not None and not _is_canonical(region, order):
-                reason = _rewrite(region, order, node, rewriter)
+            maps = _maps(region, rewriter)
+            order = _merging_order(region, maps, rewriter) if maps else None
+            if maps and order is not None and not _is_canonical(region, order):
+                reason = _rewrite(region, order, maps, node, rewriter)
                 if reason:
                     rewriter.refuse(node, reason)
 
 
-def _merging_order(region: Region, rewriter: Rewriter) -> tuple[int, ...] | None:
+def _maps(region: Region, rewriter: Rewriter) -> list[Shape] | None:
+    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where the tokens lie in one axis."""
+    source = rewriter.facts.shapes(region.source) or [()]
+    views = [t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source]
+    for tensor in (region.source, *views):
+        shapes = rewriter.facts.shapes(tensor)
+        if shapes and all(len(s) == 4 and (s[0], s[-1]) == (o[0], o[-1]) for s, o in zip(shapes, source, strict=True)):
+            return shapes
+    return None
+
+
+def _merging_order(region: Region, sources: list[Shape], rewriter: Rewriter) -> tuple[int, ...] | None:
     """Which neighbour (2 dy + dx) each quarter of the features is, if the region merges patches at all."""
-    sources, targets = rewriter.facts.shapes(region.source), rewriter.facts.shapes(region.target)
-    if sources is None or targets is None or len(sources[0]) != 4 or targets[0][-1] != 4 * sources[0][-1]:
+    targets = rewriter.facts.shapes(region.target)
+    if targets is None or targets[0][-1] != 4 * sources[0][-1]:
         return None
     for order in permutations(range(4)):
         if all(
@@ -78,7 +90,9 @@ def _is_canonical(region: Region, order: tuple[int, ...]) -> bool:
     return order == (0, 1, 2, 3) and [n.op for n in region.nodes if n.op != "Pad"] == ["Reshape", "Transpose", "Reshape"]
 
 
-def _rewrite(region: Region, order: tuple[int, ...], reader: gs.Node, rewriter: Rewriter) -> str | None:
+def _rewrite(
+    region: Region, order: tuple[int, ...], maps: list[Shape], reader: gs.Node, rewriter: Rewriter
+) -> str | None:
     features = (rewriter.facts.shape(region.target) or (0,))[-1]
     # Feature i of the new order was feature new[i] of the old one.
     new = np.arange(features).reshape(4, -1)[np.argsort(order)].reshape(-1)
@@ -89,7 +103,7 @@ def _rewrite(region: Region, order: tuple[int, ...], reader: gs.Node, rewriter: 
     affine = _permuted_affine(norm, new, rewriter) if norm else []
     if affine is None:
         return "the norm behind the merged patches does not run over their features alone"
-    merged = _emit(region, rewriter)
+    merged = _emit(region, maps, rewriter)
     if merged is None:
         return "the map has two sizes that depend on the input"
     shapes = rewriter.facts.shapes(merged) or []
@@ -131,10 +145,11 @@ def _permuted_affine(norm: gs.Node, new: Indices, rewriter: Rewriter) -> list[gs
     ]
 
 
-def _emit(region: Region, rewriter: Rewriter) -> Tensor | None:
+def _emit(region: Region, sources: list[Shape], rewriter: Rewriter) -> Tensor | None:
     facts = rewriter.facts
-    source: Tensor = region.source
-    sources = facts.shapes(source) or []
+    source = rewriter.reshape_to(region.source, sources)
+    if source is None:
+        return None
     if any(h % 2 or w % 2 for _, h, w, _ in sources):
         pads = {(h % 2, w % 2) for _, h, w, _ in sources}
         if len(pads) != 1:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -105,7 +105,9 @@ def optimize(
     report = Report(
         target=goal.name,
         passes=tuple(reports),
-        ops_before=Counter(node.op_type for node in source.graph.node),
+        ops_before=Counter(
+            n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}::{n.op_type}" for n in source.graph.node
+        ),
         ops_after=op_counts(graph),
         seconds=time.perf_counter() - start,
         model=_name_of(model, source),
@@ -119,7 +121,7 @@ def optimize(
 def _as_pipeline(passes: Pass | Sequence[Pass] | str) -> Pipeline:
     if isinstance(passes, str):
         return Pipeline.parse(passes)
-    return Pipeline(passes) if isinstance(passes, Pass) else Pipeline(*passes)
+    return Pipeline(*passes) if isinstance(passes, Iterable) and not isinstance(passes, Pass) else Pipeline(passes)
 
 
 def _refuse_nan(model: onnx.ModelProto) -> None:
@@ -128,7 +130,8 @@ def _refuse_nan(model: onnx.ModelProto) -> None:
             continue  # a stand-in that function bodies need, and that nothing reads
         if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             # The sum of an array is NaN if any element is, and needs no array of flags as large as the weights.
-            total = np.sum(onnx.numpy_helper.to_array(weight), dtype=np.float64)
+            with np.errstate(invalid="ignore"):
+                total = np.sum(onnx.numpy_helper.to_array(weight), dtype=np.float64)
             if np.isnan(total) and np.isnan(onnx.numpy_helper.to_array(weight)).any():
                 raise ModelError(f"the weight {weight.name!r} holds NaN; the model cannot compute anything with it")
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts
-from swinopt.graph import Array, Tensor, attr, dtype_of, is_standard, literal, made_by, producer, scalar
+from swinopt.graph import Array, Tensor, argument, attr, dtype_of, is_standard, literal, made_by, producer, scalar
 from swinopt.movement import PAD, VIEW_OPS, Indices, Movement, Region, is_movement
-from swinopt.pattern import Pattern, either, number, op, reduced_axes, sqrt, square, var
+from swinopt.pattern import reduced_axes, square, var
 from swinopt.rewrite import Rewriter
 
 #: The largest floor of a norm that still counts as "only there to avoid a division by zero".
@@ -253,17 +254,6 @@ class Operand:
     normalised: bool
 
 
-_x = var("x")
-_sum_of_squares = either(
-    op("ReduceSum", square(_x), keepdims=1, further=1), op("ReduceSumSquare", _x, keepdims=1, further=1)
-)
-_norm = either(op("ReduceL2", _x, keepdims=1, further=1), sqrt(_sum_of_squares))
-_floor = number(name="floor")
-_floored = either(op("Clip", _norm, _floor), op("Max", _norm, _floor), op("Max", _floor, _norm))
-#: ``x / max(||x||, floor)``, torch's ``normalize``.
-L2_NORMALISED: Pattern = _x / either(_floored, op("Expand", _floored, var("shape")))
-
-
 def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bool = False) -> Operand:
     """Follows q, k or v up to the linear that makes it.
 
@@ -278,7 +268,7 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
     """
     facts = movement.facts
     passed: dict[int, int] = {}
-    scale, normalised_at = 1.0, None
+    scale, norm = 1.0, None
     biases: list[tuple[Tensor, Array]] = []
     current: Tensor = tensor
     while (linear := linear_of(current)) is None:
@@ -287,17 +277,16 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
             raise NoAttention("q, k or v does not come from a linear with constant weights")
         if (is_movement(node, facts) and node.op != "Concat") or (node.op == "Cast" and _is_float_cast(node, facts)):
             below = node.inputs[0]
-        elif (match := L2_NORMALISED.match(current, facts)) is not None and normalised_at is None:
-            _check_norm(match.bindings, facts)
-            below = normalised_at = match["x"]
         elif node.op in ("Mul", "Div") and (factor := _scalar_factor(node)) is not None:
             below = factor[0]
             if biases:
                 raise NoAttention("q, k or v is scaled before its bias is added")
-            if normalised_at is None:
+            if norm is None:
                 scale *= factor[1]
             elif factor[1] <= 0:
                 raise NoAttention("q or k is multiplied by a negative number before it is normalised")
+        elif node.op == "Div" and norm is None and (norm := _norm_of(node, facts)) is not None:
+            below = node.inputs[0]
         elif node.op == "Add" and (added := _added_bias(node)) is not None:
             below = added[0]
             biases.append(added)
@@ -311,13 +300,13 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
     if region is None:
         raise NoAttention("q, k or v comes from several tensors")
     tokens, channels = _tokens_and_channels(region, heads, linear.features, transposed)
-    if normalised_at is not None:
-        _check_normalised_axis(normalised_at, linear, movement, passes_on, channels)
+    if norm is not None:
+        _check_norm(norm, linear, channels, movement, passes_on)
     bias = linear.bias_value() if linear.bias is not None or biases else None
     for at, added_bias in biases:
         if bias is not None:
             bias = bias + _by_feature(at, added_bias, linear, movement, passes_on)
-    return Operand(linear, tokens, channels, None if bias is None else bias[channels], scale, normalised_at is not None)
+    return Operand(linear, tokens, channels, None if bias is None else bias[channels], scale, norm is not None)
 
 
 def _added_bias(node: gs.Node) -> tuple[Tensor, Array] | None:
@@ -353,15 +342,76 @@ def _scalar_factor(node: gs.Node) -> tuple[Tensor, float] | None:
     return None
 
 
-def _check_norm(bindings: object, facts: Facts) -> None:
-    assert isinstance(bindings, dict)
-    floor = scalar(bindings["floor"])
-    if floor is None or not 0 <= floor <= _LARGEST_NORM_FLOOR:
-        raise NoAttention(f"the norm of q or k has a floor of {floor}")
-    for pattern, tensor in bindings.items():
-        node = producer(tensor) if isinstance(pattern, Pattern) else None
-        if node is not None and node.op.startswith("Reduce") and reduced_axes(node, facts) != (-1,):
-            raise NoAttention("q or k is normalised over another axis than its last one")
+@dataclass(frozen=True)
+class _Norm:
+    """``numerator / max(||reduced||, floor)``; ``passed`` are the nodes between the reduction and the denominator."""
+
+    numerator: Tensor
+    denominator: Tensor
+    reduce: gs.Node
+    reduced: Tensor
+    passed: dict[int, int]
+
+
+def _norm_of(division: gs.Node, facts: Facts) -> _Norm | None:
+    """The L2 norm that a Div divides by: torch's ``normalize``, or a root of a sum of squares.
+
+    Raises:
+        NoAttention: the norm has a floor that matters.
+    """
+    passed: dict[int, int] = {}
+    tensor: Tensor = division.inputs[1]
+    rooted = False
+    while (node := producer(tensor)) is not None and is_standard(node):
+        if node.op == "ReduceL2" and not rooted or node.op == "ReduceSumSquare" and rooted:
+            return _Norm(*division.inputs, node, node.inputs[0], passed)
+        if node.op == "ReduceSum" and rooted:
+            squared = square(var("x")).match(node.inputs[0], facts)
+            return _Norm(*division.inputs, node, squared["x"], passed) if squared else None
+        below = 0
+        if node.op in ("Clip", "Max"):
+            below = 1 if isinstance(node.inputs[0], gs.Constant) else 0
+            floor = scalar(argument(node, 1 - below))
+            if floor is None or not 0 <= floor <= _LARGEST_NORM_FLOOR or argument(node, 2) is not None:
+                raise NoAttention(f"the norm of q or k has a floor of {floor}")
+        elif node.op == "Sqrt" and not rooted:
+            rooted = True
+        elif not is_movement(node, facts) or node.op == "Concat":
+            return None
+        if not is_movement(node, facts):
+            passed[id(node)] = below
+        tensor = node.inputs[below]
+    return None
+
+
+def _check_norm(
+    norm: _Norm, linear: Linear, channels: Indices, movement: Movement, passes_on: Callable[[gs.Node], int | None]
+) -> None:
+    """Every element must be divided by the norm of exactly the channels of its own head of its own token."""
+    wrong = NoAttention("q or k is normalised over something else than a head")
+    numerator = movement.region(norm.numerator, stop=[linear.output], transparent=passes_on)
+    reduced = movement.region(norm.reduced, stop=[linear.output], transparent=passes_on)
+    denominator = movement.region(
+        norm.denominator, stop=[norm.reduce.outputs[0]], transparent=lambda node: norm.passed.get(id(node))
+    )
+    axes = reduced_axes(norm.reduce, movement.facts)
+    if numerator is None or reduced is None or denominator is None or axes is None or len(axes) != 1:
+        raise wrong
+    head_of = np.full(linear.features, -1)
+    head_of[channels] = np.arange(len(channels))[:, None]
+
+    def token_and_head(indices: Indices) -> npt.NDArray[np.int64]:
+        return (indices // linear.features).astype(np.int64) * len(channels) + head_of[indices % linear.features]
+
+    for top, below, inside in zip(numerator.indices, denominator.indices, reduced.indices, strict=True):
+        rows = np.moveaxis(inside, axes[0], -1).reshape(-1, inside.shape[axes[0]])
+        ordered = np.sort(rows, axis=1)
+        whole = rows.shape[1] == channels.shape[1] and bool((np.diff(ordered, axis=1) > 0).all())
+        owner = token_and_head(rows)
+        if (rows == PAD).any() or not whole or not (owner == owner[:, :1]).all():
+            raise wrong
+        if not np.array_equal(np.broadcast_to(owner[:, 0][below], top.shape), token_and_head(top)):
+            raise wrong
 
 
 def _tokens_and_channels(
@@ -391,25 +441,6 @@ def _tokens_and_channels(
     return tuple(tokens), found
 
 
-def _check_normalised_axis(
-    tensor: Tensor,
-    linear: Linear,
-    movement: Movement,
-    passes_on: Callable[[gs.Node], int | None],
-    channels: Indices,
-) -> None:
-    """The norm must run over exactly the channels of one head of one token."""
-    region = movement.region(tensor, stop=[linear.output], transparent=passes_on)
-    heads = {tuple(sorted(head)) for head in channels.tolist()}
-    if region is None or (rows := region.indices[0].reshape(-1, region.indices[0].shape[-1])).shape[1] != channels.shape[1]:
-        raise NoAttention("q or k is normalised over something else than a head")
-    tokens = rows // linear.features
-    same_token = bool((tokens == tokens[:, :1]).all())
-    unique = np.unique(np.sort(rows % linear.features, axis=1), axis=0)
-    if not same_token or any(tuple(row) not in heads for row in unique.tolist()):
-        raise NoAttention("q or k is normalised over something else than a head")
-
-
 # ------------------------------------------------------------------------------------------------------ the way out
 
 
@@ -427,6 +458,8 @@ def exits(tensor: Tensor, facts: Facts) -> list[Tensor]:
         if id(current) in outputs or not current.outputs:
             found[id(current)] = current
         for node in current.outputs:
+            if node.op in ("Shape", "Size") and is_standard(node):
+                continue  # reads no values
             if is_movement(node, facts):
                 pending += node.outputs
             elif not isinstance(node.attrs.get("body"), gs.Graph):

@@ -36,9 +36,11 @@ _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
-# reason. Spatial sizes must suit the strides of the model as well; the first of three is the number of frames.
+# reason. Spatial sizes need not suit windows and strides, so that padding shows; where a model does not pad, they have
+# to, and the even ones are taken. The first of three is the number of frames.
 _SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
-_SPATIAL_SIZES = ((224, 576), (320, 448), (192, 704))
+_ODD_SPATIAL_SIZES = ((224, 580), (160, 612), (192, 708))
+_EVEN_SPATIAL_SIZES = ((224, 576), (160, 640), (192, 704))
 _SHORT_SPATIAL_SIZES = (8, 20)
 
 
@@ -53,15 +55,22 @@ class Facts:
 
     def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
         self.graph = graph
-        self.sizes = list(sizes) if sizes else default_sizes(graph.inputs)
+        for candidate in [list(sizes)] if sizes else default_sizes(graph.inputs):
+            self._sweep(candidate)
+            if None not in self._shapes.values():
+                break
+
+    def _sweep(self, sizes: list[Mapping[str, int]]) -> None:
+        """Learns everything anew, with these sizes in the samples."""
+        self.sizes = sizes
         self._dtypes: dict[str, int | None] = {}
         self._shapes: dict[str, list[Shape] | None] = {}
         self._values: dict[str, list[Array]] = {}
         self._depends: dict[str, Array] = {}
         self._constants: dict[str, Array | None] = {}
-        for tensor in graph.inputs:
+        for tensor in self.graph.inputs:
             self._learn_input(tensor)
-        for node in graph.nodes:
+        for node in self.graph.nodes:
             self._visit(node)
 
     @property
@@ -358,10 +367,16 @@ class Facts:
             values[tensor.name] = value
 
 
-def default_sizes(inputs: Iterable[gs.Variable]) -> list[dict[str, int]]:
-    """Two samples of concrete numbers for the symbolic sizes of these inputs; one empty sample if there are none."""
+def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
+    """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
+    inputs = list(inputs)
+    choices = [_samples(inputs, spatial) for spatial in (_ODD_SPATIAL_SIZES, _EVEN_SPATIAL_SIZES)]
+    return choices[: 1 if choices[0] == choices[1] else 2]
+
+
+def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, int]]) -> list[Mapping[str, int]]:
     symbols: dict[str, tuple[int, int]] = {}
-    plain, spatial = cycle(_SIZES), cycle(_SPATIAL_SIZES)
+    plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
     for tensor in inputs:
         for axis, size in enumerate(tensor.shape or ()):
             symbol = _symbol(tensor, axis)

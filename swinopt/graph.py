@@ -59,14 +59,14 @@ def load_model(model: ModelLike) -> onnx.ModelProto:
     if isinstance(model, (str, os.PathLike)):
         return _from_file(Path(model))
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return _checked(_parse(bytes(model), "the given bytes"), "the given bytes")
+        return _checked(_with_external_data(_parse(bytes(model), "the given bytes"), ""), "the given bytes")
     proto = getattr(model, "model_proto", None)  # torch.onnx.ONNXProgram
     if isinstance(proto, onnx.ModelProto):
-        return _checked(proto, "the exported program")
+        return _checked(_with_external_data(proto, ""), "the exported program")
     if type(model).__module__.split(".")[0] == "onnx_ir":
         import onnx_ir
 
-        return _checked(onnx_ir.to_proto(model), "the onnx_ir model")
+        return _checked(_with_external_data(onnx_ir.to_proto(model), ""), "the onnx_ir model")
     raise ModelError(
         f"cannot read a model from a {type(model).__name__}: give a path, bytes, onnx.ModelProto, "
         "onnx_graphsurgeon.Graph, onnx_ir.Model or torch.onnx.ONNXProgram"
@@ -97,7 +97,7 @@ def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     except Exception as error:
         raise ModelError(f"the model's graph cannot be read: {error}") from error
     graph.metadata_props = list(proto.metadata_props)
-    _weights_in(graph, weights, {i.name for i in proto.graph.input})
+    _weights_in(graph, weights)
     _constants_out_of_nodes(graph)
     return graph
 
@@ -115,10 +115,10 @@ def _raised(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
         return model
 
 
-def _weights_in(graph: gs.Graph, weights: dict[str, onnx.TensorProto], inputs: set[str]) -> None:
+def _weights_in(graph: gs.Graph, weights: dict[str, onnx.TensorProto]) -> None:
     """Puts the weights in the place of the inputs that stood for them."""
     for tensor in graph.inputs:
-        if tensor.name in weights and tensor.name not in inputs:
+        if tensor.name in weights:
             tensor.to_constant(LazyValues(weights[tensor.name]))
     graph.inputs = [t for t in graph.inputs if isinstance(t, gs.Variable)]
 
@@ -156,7 +156,9 @@ def _checked(proto: onnx.ModelProto, source: str) -> onnx.ModelProto:
 
 
 def _with_external_data(proto: onnx.ModelProto, folder: str) -> onnx.ModelProto:
-    external = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    # Constant nodes and the bodies of If and Loop may have weights elsewhere, too.
+    tensors = onnx.external_data_helper._get_all_tensors(proto)
+    external = [t for t in tensors if onnx.external_data_helper.uses_external_data(t)]
     if not external:
         return proto
     if not folder:
@@ -356,7 +358,7 @@ def attr(node: gs.Node, name: str, opset: int) -> Any:
     """The node's attribute, or the default that its schema gives (exporters leave defaults out); None if neither."""
     if name in node.attrs:
         return node.attrs[name]
-    with suppress(onnx.defs.SchemaError):
+    with suppress(onnx.defs.SchemaError, KeyError):
         default = onnx.defs.get_schema(node.op, opset, node.domain or "").attributes[name].default_value
         if default.type:
             value = onnx.helper.get_attribute_value(default)

@@ -153,8 +153,11 @@ def data_inputs(node: gs.Node) -> list[Tensor]:
 
 def _pads_with_zeros(node: gs.Node, facts: Facts) -> bool:
     value, axes = argument(node, 2), argument(node, 3)
-    known = facts.value(node.inputs[1]) is not None and (axes is None or facts.value(axes) is not None)
-    return known and node.attrs.get("mode", "constant") == "constant" and (value is None or scalar(value) == 0)
+    pads = facts.value(node.inputs[1])
+    if pads is None or (axes is not None and facts.value(axes) is None):
+        return False
+    zeros = node.attrs.get("mode", "constant") == "constant" and (value is None or scalar(value) == 0)
+    return zeros or not any(facts.value(node.inputs[1], s).any() for s in facts.samples)  # type: ignore[union-attr]
 
 
 def _ints(node: gs.Node, index: int, facts: Facts, sample: int) -> list[int] | None:
@@ -252,7 +255,8 @@ class Movement:
             for used in inputs_of[id(tensor)]:
                 if last_use[id(used)] is tensor:
                     values.pop(id(used), None)
-        indices = np.ascontiguousarray(values[id(order[-1][0])] if order else values[id(source)])
+        # Not ascontiguousarray, which makes a scalar a vector.
+        indices = np.asarray(values[id(order[-1][0])] if order else values[id(source)], order="C")
         indices.setflags(write=False)
         self._known[tuple(key)] = indices
         while sum(known.nbytes for known in self._known.values()) > self._KEEP_BYTES and len(self._known) > 1:

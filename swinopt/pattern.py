@@ -147,6 +147,8 @@ class _Op(Pattern):
         if node is None or node.op not in self.op_types or not is_standard(node) or node.outputs[0] is not tensor:
             return
         present = [t for t in node.inputs if not t.is_empty()]
+        if present[: len(self.inputs)] != list(node.inputs[: len(self.inputs)]):
+            return
         if not len(self.inputs) <= len(present) <= len(self.inputs) + self.further or not self._attributes_fit(node, facts):
             return
         bindings = {**bindings, self: tensor}

@@ -256,9 +256,13 @@ def rounding(graph: gs.Graph) -> float:
 _STEP = re.compile(r"^\s*(?P<name>[\w-]+)\s*(?:\((?P<options>.*)\))?\s*$", re.DOTALL)
 
 
+# A quoted string is one piece, whatever is in it.
+_PIECE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)
+
+
 def _split_outside_brackets(text: str) -> list[str]:
     parts, depth = [""], 0
-    for character in text:
+    for character in _PIECE.findall(text):
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
             parts.append("")

@@ -27,6 +27,7 @@ def available() -> dict[str, type[Pass]]:
         OptionError: a registered pass cannot be loaded.
     """
     from swinopt import passes
+    from swinopt.pipeline import Pass
 
     found = {kind.name: kind for kind in passes.ALL}
     for point in entry_points(group=ENTRY_POINT_GROUP):
@@ -34,6 +35,8 @@ def available() -> dict[str, type[Pass]]:
             kind = point.load()
         except Exception as error:
             raise OptionError(f"the pass {point.name} of {point.value} cannot be loaded: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, Pass)):
+            raise OptionError(f"the pass {point.name} of {point.value} is no subclass of swinopt.Pass")
         found.setdefault(kind.name, kind)
     return found
 

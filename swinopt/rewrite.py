@@ -165,7 +165,7 @@ class Rewriter:
     def fold(self, tensor: Tensor, value: Array) -> None:
         """Turns a tensor into a constant of its own name; what computed it goes, unless it computes more."""
         dead = producer(tensor)
-        tensor.inputs.clear()
+        self._detach(tensor)
         tensor.to_constant(np.ascontiguousarray(value).reshape(value.shape))
         self.applied += 1
         if dead is not None:
@@ -181,11 +181,17 @@ class Rewriter:
             self.op("Identity", new, hint=old.name)
             node = self.graph.nodes[-1]
             new = node.outputs[0]
-        old.inputs.clear()
+        self._detach(old)
         index = next(i for i, t in enumerate(node.outputs) if t is new)
         self._redirect(new, old)
         node.outputs[index] = old
         node.name = self._unique(f"{node.op}_{old.name}")
+
+    def _detach(self, tensor: Tensor) -> None:
+        """Leaves what computes the tensor without it; its other outputs keep their places."""
+        for node in list(tensor.inputs):
+            index = next(i for i, t in enumerate(node.outputs) if t is tensor)
+            node.outputs[index] = gs.Variable(self._unique(f"{tensor.name}/unused"))
 
     @staticmethod
     def _redirect(old: Tensor, new: Tensor) -> None:

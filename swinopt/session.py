@@ -208,7 +208,7 @@ def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapp
     if "mask" in name.lower():
         return np.ones(shape, dtype)
     if value.dtype == onnx.TensorProto.BOOL:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if _is_float(value.dtype):
         return rng.standard_normal(shape).astype(dtype)
     return rng.integers(0, limit, shape).astype(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import subgraph_nodes
@@ -27,6 +28,10 @@ class Snapshot:
         tensors = {id(t): t for _, _, _, _, _, ins, outs in self._nodes for t in (*ins, *outs)}
         tensors.update((id(t), t) for side in self._interface for t in side)
         self._tensors = [(t, type(t), _plain(t)) for t in tensors.values()]
+        for tensor in tensors.values():
+            # Arrays are shared with the snapshot: a pass that writes into one fails at once instead of escaping it.
+            if isinstance(tensor, gs.Constant) and isinstance(tensor._values, np.ndarray):
+                tensor._values.setflags(write=False)
 
     def restore(self) -> None:
         """Undoes every change since the snapshot was taken."""

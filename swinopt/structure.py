@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from swinopt import ops
+from swinopt.graph import subgraph_nodes
 
 Interface: TypeAlias = tuple[tuple[tuple[str, Any, Any], ...], ...]
 
@@ -31,7 +32,7 @@ def fault(graph: gs.Graph, expected: Interface) -> str | None:
         return f"its inputs and outputs were {expected} and are {interface(graph)}"
     made = {t.name for t in graph.inputs}
     for node in graph.nodes:
-        for tensor in node.inputs:
+        for tensor in (*node.inputs, *_read_by_bodies(node)):
             if isinstance(tensor, gs.Variable) and not tensor.is_empty() and tensor.name not in made:
                 return f"{node.op} {node.name!r} reads {tensor.name!r}, which nothing before it makes"
         for tensor in node.outputs:
@@ -44,14 +45,28 @@ def fault(graph: gs.Graph, expected: Interface) -> str | None:
     return _checker_complaint(graph)
 
 
+def _read_by_bodies(node: gs.Node) -> list[gs.Variable]:
+    """What the bodies of If, Loop and Scan read from around them."""
+    read = []
+    for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+        inner = [*body.nodes, *subgraph_nodes(body)]
+        local = {id(t) for n in inner for t in n.outputs} | {id(t) for t in body.inputs}
+        local |= {id(t) for deeper in body.subgraphs(recursive=True) for t in deeper.inputs}
+        read += [t for t in (*(t for n in inner for t in n.inputs), *body.outputs) if id(t) not in local]
+    return [t for t in read if isinstance(t, gs.Variable)]
+
+
 def _checker_complaint(graph: gs.Graph) -> str | None:
     """What the ONNX checker says; the constants are declared as inputs, since it would copy them to look at them."""
-    if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
-        return None  # bodies read tensors around them, which the checker cannot see here; the full model is checked last
-    constants = {t.name: t for node in graph.nodes for t in node.inputs if isinstance(t, gs.Constant)}
-    inputs = [*graph.inputs, *constants.values()]
+    # Bodies read tensors around them, which the checker does not see: what such a node makes is declared as well.
+    has_body = [any(isinstance(value, gs.Graph) for value in node.attrs.values()) for node in graph.nodes]
+    plain = [node for node, body in zip(graph.nodes, has_body, strict=True) if not body]
+    branching = [node for node, body in zip(graph.nodes, has_body, strict=True) if body]
+    made_by_bodies = [t for node in branching for t in node.outputs if not t.is_empty()]
+    constants = {t.name: t for node in plain for t in node.inputs if isinstance(t, gs.Constant)}
+    inputs = [*graph.inputs, *constants.values(), *made_by_bodies]
     proto = onnx.helper.make_graph(
-        [OnnxExporter.export_node(node) for node in graph.nodes],
+        [OnnxExporter.export_node(node) for node in plain],
         graph.name or "graph",
         [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in inputs],
         [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs],

@@ -41,7 +41,12 @@ def _fuse_attention() -> Pipeline:
     from swinopt import passes
 
     return Pipeline(
-        passes.FoldAttentionBias(), passes.SinkTokenViews(), passes.FuseWindowAttention(), passes.SimplifyPatchMerging()
+        passes.FoldAttentionBias(),
+        passes.SimplifyPatchMerging(),
+        passes.SinkTokenViews(),
+        passes.FuseWindowAttention(),
+        # Views that stood before a partition are free now.
+        passes.SinkTokenViews(),
     )
 
 
@@ -49,7 +54,7 @@ def _tidy() -> Pipeline:
     from swinopt import passes
 
     # After the attention is fused, not before: window attention takes the scale as an attribute and keeps the weights.
-    return Pipeline(passes.FoldQueryScale(), passes.SimplifyMovement(), passes.EliminateNoops())
+    return Pipeline(passes.FoldQueryScale(), passes.SimplifyPooling(), passes.SimplifyMovement(), passes.EliminateNoops())
 
 
 def _tensorrt() -> Pipeline:

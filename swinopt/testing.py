@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy.typing as npt
 import onnx
@@ -33,7 +34,7 @@ from swinopt.structure import fault, interface
 _IR_VERSION = 10
 
 
-def parse(text: str, /, *, opset: int = 20, **weights: npt.NDArray[object]) -> onnx.ModelProto:
+def parse(text: str, /, *, opset: int = 20, **weights: npt.NDArray[Any]) -> onnx.ModelProto:
     """A model from text in ONNX's textual syntax.
 
     Example::
