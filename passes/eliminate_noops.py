@@ -42,9 +42,9 @@ class EliminateNoops(Pass):
 
 def _unchanged_input(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
     if node.op == "Identity":
-        return node.inputs[0]  # type: ignore[no-any-return]
+        return node.inputs[0]
     if node.op == "Dropout" and _is_inference_dropout(node):
-        return node.inputs[0]  # type: ignore[no-any-return]
+        return node.inputs[0]
     if node.op in ("Cast", "CastLike"):
         dtype = rewriter.facts.onnx_dtype
         wanted = node.attrs["to"] if node.op == "Cast" else dtype(node.inputs[1])
@@ -68,7 +68,7 @@ def _operand_beside_neutral(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         if scalar(other) == neutral or _is_all(other, neutral):
             facts = rewriter.facts
             if facts.shapes(operand) is not None and facts.shapes(operand) == facts.shapes(node.outputs[0]):
-                return operand  # type: ignore[no-any-return]
+                return operand
     return None
 
 

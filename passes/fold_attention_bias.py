@@ -83,7 +83,7 @@ def _without_leading_ones(value: Array) -> Array:
 
 
 def _apart(value: Array) -> tuple[Array, Array] | None:
-    """[windows, heads, N, N] as a bias [heads, N, N] and a mask [windows, 1, N, N] of two values, if it is their sum."""
+    """[windows, heads, N, N] as a bias [heads, N, N] and a two-valued mask [windows, 1, N, N], if it is their sum."""
     value = _without_leading_ones(value)
     if value.ndim != 4 or min(value.shape[:2]) < 2:
         return None
@@ -95,7 +95,11 @@ def _apart(value: Array) -> tuple[Array, Array] | None:
     masked = above < -1.0
     if not masked.any() or not (masked == masked[:, :1]).all():
         return None
-    mask_value = above[masked].astype(np.float64).mean().astype(value.dtype) if np.isfinite(above).all() else value.dtype.type(-np.inf)
+    mask_value = (
+        above[masked].astype(np.float64).mean().astype(value.dtype)
+        if np.isfinite(above).all()
+        else value.dtype.type(-np.inf)
+    )
     mask = np.where(masked[:, :1], np.round(mask_value, 2), value.dtype.type(0)).astype(value.dtype)
     with np.errstate(invalid="ignore"):
         wrong = np.abs(bias + mask - value) > epsilon_of(value.dtype) * np.abs(value)

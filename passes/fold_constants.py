@@ -10,8 +10,8 @@ Left alone, because folding them would do harm:
 - random ops, ops of other domains, and everything with a body (If, Loop, Scan);
 - QuantizeLinear and DequantizeLinear: quantised weights stay quantised;
 - what comes out as NaN or infinite although nothing that went in was;
-- what would grow the model: Expand, Tile, ConstantOfShape, or the Gather that blows a bias table up. A folded tensor
-  may be larger than the constants that it is made of, but all of them together only by ``budget`` bytes.
+- what would grow the model: Expand, Tile, ConstantOfShape, or the Gather that blows a bias table up. The tensors that
+  are left in the end may be larger than the constants that go for them, but all together only by ``budget`` bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.evaluate import is_deterministic
-from swinopt.graph import Array, Tensor, dtype_of, label, literal, size_of
+from swinopt.graph import Array, dtype_of, producer, size_of
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
 #: Values up to this size count for nothing: they are shapes, axes and scalars.
 _NEGLIGIBLE_BYTES = 1024
+#: The largest value, in elements, that is computed to see what becomes of it.
+_LARGEST = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,96 @@ class FoldConstants(Pass):
     budget: int = 1 << 20
 
     def run(self, rewriter: Rewriter) -> None:
-        left = self.budget
-        for node in rewriter.graph.nodes:
-            if not _is_foldable(node, rewriter):
+        foldable = _foldable(rewriter)
+        left, saved = self.budget, set[int]()
+        # Consumers first: what only foldable nodes read vanishes with them, and costs nothing.
+        for node in reversed(rewriter.graph.nodes):
+            if id(node) not in foldable or not _is_read_outside(node, foldable):
                 continue
-            values = [rewriter.facts.constant(t) for t in node.outputs]
-            if any(value is None for value in values):
-                continue
-            known = [value for value in values if value is not None]
-            growth = _growth(node, known)
-            reason = _objection(node, known, rewriter)
+            growth = _growth(node, foldable, saved)
             if growth > left:
-                reason = f"{label(node)} would grow the model by {growth} bytes, and {left} of the budget are left"
-            if reason:
-                rewriter.refuse(node, reason)
-                continue
-            left -= growth
-            for tensor, value in zip(list(node.outputs), known, strict=True):
+                del foldable[id(node)]
+                rewriter.refuse(node, f"it would grow the model by {growth} bytes, and {left} of the budget are left")
+            else:
+                left -= growth
+        folded = [n for n in rewriter.graph.nodes if id(n) in foldable and not rewriter.is_dead(n)]
+        for node in [n for n in folded if _is_read_outside(n, foldable)]:
+            for tensor, value in zip(list(node.outputs), foldable[id(node)], strict=True):
                 rewriter.fold(tensor, value)
+        rewriter.applied = len(folded)
+        rewriter.facts.forget_constants()
         for node in rewriter.nodes("Reshape"):
             _fold_target(node, rewriter)
 
 
-def _is_foldable(node: gs.Node, rewriter: Rewriter) -> bool:
+def _foldable(rewriter: Rewriter) -> dict[int, list[Array]]:
+    """The values of the outputs of each node that could be folded, by the node's id."""
+    found: dict[int, list[Array]] = {}
+    for node in rewriter.graph.nodes:
+        if not _may_be_folded(node, found, rewriter):
+            continue
+        values = [rewriter.facts.constant(t, _LARGEST) for t in node.outputs]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            continue
+        objection = _objection(node, known, found, rewriter)
+        if objection:
+            rewriter.refuse(node, objection)
+        else:
+            found[id(node)] = known
+    return found
+
+
+def _may_be_folded(node: gs.Node, foldable: dict[int, list[Array]], rewriter: Rewriter) -> bool:
     if not node.outputs or any(t.is_empty() or rewriter.is_output(t) for t in node.outputs):
         return False
     if not is_deterministic(node):
         return False
     if all(rewriter.facts.value(t) is not None for t in node.outputs):
         return True
-    return bool(node.inputs) and all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
+    return bool(node.inputs) and all(
+        isinstance(t, gs.Constant) or t.is_empty() or id(producer(t)) in foldable for t in node.inputs
+    )
+
+
+def _is_read_outside(node: gs.Node, foldable: dict[int, list[Array]]) -> bool:
+    return any(id(reader) not in foldable for tensor in node.outputs for reader in tensor.outputs)
+
+
+def _growth(node: gs.Node, foldable: dict[int, list[Array]], saved: set[int]) -> int:
+    """How many bytes the node's outputs are more than the constants that go with it; these are then in ``saved``."""
+    size = sum(value.nbytes for value in foldable[id(node)])
+    if size <= _NEGLIGIBLE_BYTES:
+        return 0
+    pending, seen, credit = [node], {id(node)}, 0
+    while pending:
+        for tensor in pending.pop().inputs:
+            above = producer(tensor)
+            if isinstance(tensor, gs.Constant) and id(tensor) not in saved:
+                # A constant that something else reads as well is not saved.
+                if all(id(reader) in foldable for reader in tensor.outputs):
+                    saved.add(id(tensor))
+                    credit += size_of(tensor) * dtype_of(tensor).itemsize
+            elif above is not None and id(above) in foldable and id(above) not in seen:
+                seen.add(id(above))
+                pending.append(above)
+    return max(0, size - credit)
+
+
+def _objection(node: gs.Node, values: list[Array], foldable: dict[int, list[Array]], rewriter: Rewriter) -> str | None:
+    for tensor, value in zip(node.outputs, values, strict=True):
+        wanted = rewriter.facts.dtype(tensor)
+        if wanted is not None and wanted != value.dtype:
+            return f"{node.op} gives {value.dtype} here and {wanted} by its definition"
+        if not _is_finite(value) and all(
+            _is_finite(rewriter.facts.constant(t, _LARGEST)) for t in node.inputs if not t.is_empty()
+        ):
+            return f"{node.op} makes NaN or infinity out of finite constants"
+    return None
+
+
+def _is_finite(value: Array | None) -> bool:
+    return value is None or value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
 
 
 def _fold_target(node: gs.Node, rewriter: Rewriter) -> None:
@@ -85,29 +147,3 @@ def _fold_target(node: gs.Node, rewriter: Rewriter) -> None:
         reshaped = rewriter.reshape_to(node.inputs[0], wanted)
         if reshaped is not None:
             rewriter.replace(node.outputs[0], reshaped)
-
-
-def _growth(node: gs.Node, values: list[Array]) -> int:
-    size = sum(value.nbytes for value in values)
-    if size <= _NEGLIGIBLE_BYTES:
-        return 0
-    # A constant that something else reads as well is not saved.
-    return max(0, size - sum(_nbytes(t) for t in node.inputs if all(reader is node for reader in t.outputs)))
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return size_of(tensor) * dtype_of(tensor).itemsize if isinstance(tensor, gs.Constant) else 0
-
-
-def _objection(node: gs.Node, values: list[Array], rewriter: Rewriter) -> str | None:
-    for tensor, value in zip(node.outputs, values, strict=True):
-        wanted = rewriter.facts.dtype(tensor)
-        if wanted is not None and wanted != value.dtype:
-            return f"{node.op} gives {value.dtype} here and {wanted} by its definition"
-        if not _is_finite(value) and all(_is_finite(literal(t)) for t in node.inputs):
-            return f"{node.op} makes NaN or infinity out of finite constants"
-    return None
-
-
-def _is_finite(value: Array | None) -> bool:
-    return value is None or value.dtype.kind not in "fc" or bool(np.isfinite(value).all())

@@ -14,6 +14,7 @@ behind it. Refused where the size of the map depends on the input: the op then k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt import ops
 from swinopt.attention import linear_of
+from swinopt.facts import Shape
 from swinopt.graph import Tensor, argument, literal, producer
 from swinopt.movement import PAD
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
@@ -122,7 +124,12 @@ class _Lowering:
         if not self.padded or pad is None:
             return qkv, None
         linear, value = linear_of(qkv), literal(pad)
-        if linear is not None and linear.bias is not None and value is not None and np.array_equal(linear.bias_value(), value):
+        if (
+            linear is not None
+            and linear.bias is not None
+            and value is not None
+            and np.array_equal(linear.bias_value(), value)
+        ):
             bias = linear.bias
             product = next(t for t in (producer(qkv) or self.node).inputs if t is not bias)
             if len(qkv.outputs) == 1 and product.outputs:
@@ -159,7 +166,7 @@ class _Lowering:
         axes = {"axes": [-1]} if self.rewriter.graph.opset < 18 else {}
         inputs = [] if axes else [self._ints([-1])]
         norm = self._op("ReduceL2", tensor, *inputs, keepdims=1, **axes)
-        return self._op("Div", tensor, self._op("Max", norm, self._floats(_NORM_FLOOR)))  # type: ignore[no-any-return]
+        return self._op("Div", tensor, self._op("Max", norm, self._floats(_NORM_FLOOR)))
 
     def _factor(self) -> Tensor:
         per_head = argument(self.node, 2)
@@ -167,7 +174,7 @@ class _Lowering:
             return self._floats(self.node.attrs.get("scale", 1.0))
         value = literal(per_head)
         if value is None:
-            return self._op("Unsqueeze", per_head, self._ints([1, 2]))  # type: ignore[no-any-return]
+            return self._op("Unsqueeze", per_head, self._ints([1, 2]))
         return self._floats(value.reshape(-1, 1, 1))
 
     def _grid(self) -> tuple[int, int]:
@@ -183,10 +190,10 @@ class _Lowering:
     def _floats(self, value: Any) -> gs.Constant:
         return self.rewriter.float_constant(value, self.node.inputs[0])
 
-    def _learn(self, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    def _learn(self, tensor: Tensor, shapes: Sequence[Shape]) -> None:
         self.rewriter.facts.learn(tensor, like=self.node.inputs[0], shapes=shapes)
 
-    def _reshape(self, tensor: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
+    def _reshape(self, tensor: Tensor, shapes: Sequence[Shape]) -> Tensor:
         shaped = self.rewriter.reshape_to(tensor, shapes)
         assert shaped is not None, "only the batch depends on the input, and one size always can"
         return shaped

@@ -38,11 +38,11 @@ def _bias_gelu(match: Match, rewriter: Rewriter) -> Tensor:
     bias = match["bias"]
     if len(bias.shape) > 1:
         bias = rewriter.constant(bias.values.reshape(-1), hint=bias.name)
-    return rewriter.op("BiasGelu", match["x"], bias, domain=_DOMAIN)  # type: ignore[no-any-return]
+    return rewriter.op("BiasGelu", match["x"], bias, domain=_DOMAIN)
 
 
 def _contrib_gelu(match: Match, rewriter: Rewriter) -> Tensor:
-    return rewriter.op("Gelu", match["x"], domain=_DOMAIN)  # type: ignore[no-any-return]
+    return rewriter.op("Gelu", match["x"], domain=_DOMAIN)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from swinopt.pattern import Match, Pattern, either, op, product, var
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter, Rule, apply_rules
 
+
 def erf_gelu(x: Pattern) -> Pattern:
     """The exact GELU of x."""
     erf = op("Erf", product(x, constant=math.sqrt(0.5)))
@@ -42,11 +43,11 @@ def _opset_has_it(match: Match, rewriter: Rewriter) -> str | None:
 
 
 def _exact(match: Match, rewriter: Rewriter) -> Tensor:
-    return rewriter.op("Gelu", match["x"], approximate="none")  # type: ignore[no-any-return]
+    return rewriter.op("Gelu", match["x"], approximate="none")
 
 
 def _approximate(match: Match, rewriter: Rewriter) -> Tensor:
-    return rewriter.op("Gelu", match["x"], approximate="tanh")  # type: ignore[no-any-return]
+    return rewriter.op("Gelu", match["x"], approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,7 @@ class FuseGelu(Pass):
     name: ClassVar[str] = "fuse-gelu"
 
     def run(self, rewriter: Rewriter) -> None:
-        apply_rules((Rule(erf_gelu(_x), _exact, (_opset_has_it,)), Rule(tanh_gelu(_x), _approximate, (_opset_has_it,))), rewriter)
+        apply_rules(
+            (Rule(erf_gelu(_x), _exact, (_opset_has_it,)), Rule(tanh_gelu(_x), _approximate, (_opset_has_it,))),
+            rewriter,
+        )

@@ -10,14 +10,16 @@ over different axes, scale or bias do not fit these axes, or epsilon is not a po
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from swinopt.graph import Tensor, literal
+from swinopt.graph import Array, Tensor, literal
 from swinopt.pattern import Match, constant, either, number, reduce_mean, reduced_axes, sqrt, square, var
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter, Rule, apply_rules
+
+_UNKNOWN = -1
 
 _x = var("x")
 _mean = reduce_mean(_x)
@@ -58,22 +60,23 @@ def _epsilon_is_positive(match: Match, rewriter: Rewriter) -> str | None:
 
 
 def _affine_fits(match: Match, rewriter: Rewriter) -> str | None:
+    shape = _normalised_shape(match, rewriter)
     for name in ("scale", "bias"):
         tensor = match.get(name)
-        if tensor is not None and _affine(tensor, match, rewriter) is None:
-            return f"the {name} has shape {list(tensor.shape)}, which does not fit the normalised axes {_normalised_shape(match, rewriter)}"
+        if tensor is not None and _affine(tensor, shape) is None:
+            return f"the {name} has shape {list(tensor.shape)}, which does not fit the normalised axes {list(shape)}"
     return None
 
 
-def _normalised_shape(match: Match, rewriter: Rewriter) -> tuple[int | None, ...]:
+def _normalised_shape(match: Match, rewriter: Rewriter) -> tuple[int, ...]:
     dims, axes = rewriter.facts.dims(match["x"]) or (), _axes(match, rewriter) or ()
-    return dims[len(dims) - len(axes) :]
+    return tuple(_UNKNOWN if size is None else size for size in dims[len(dims) - len(axes) :])
 
 
-def _affine(tensor: Tensor, match: Match, rewriter: Rewriter) -> Any:
+def _affine(tensor: Tensor, shape: tuple[int, ...]) -> Array | None:
     """Scale or bias in the shape of the normalised axes; None if it reaches beyond them."""
-    value, shape = literal(tensor), _normalised_shape(match, rewriter)
-    if value is None or None in shape:
+    value = literal(tensor)
+    if value is None:
         return None
     leading = value.shape[: max(0, value.ndim - len(shape))]
     if any(size != 1 for size in leading):
@@ -89,19 +92,16 @@ def _layer_normalization(match: Match, rewriter: Rewriter) -> Tensor:
     affine: list[Tensor | None] = []
     for name in ("scale", "bias"):
         tensor = match.get(name)
-        if tensor is not None and tuple(tensor.shape) == shape:
-            affine.append(tensor)
-        elif tensor is not None:
-            affine.append(rewriter.constant(_affine(tensor, match, rewriter), hint=tensor.name))
+        fitted = None if tensor is None else _affine(tensor, shape)
+        if tensor is not None and fitted is not None:
+            affine.append(tensor if tuple(tensor.shape) == shape else rewriter.constant(fitted, hint=tensor.name))
         else:
             affine.append(rewriter.float_constant(np.ones(shape), match["x"], "scale") if name == "scale" else None)
-    return rewriter.op(  # type: ignore[no-any-return]
-        "LayerNormalization", match["x"], *affine, axis=-len(shape), epsilon=match.number("epsilon")
-    )
+    return rewriter.op("LayerNormalization", match["x"], *affine, axis=-len(shape), epsilon=match.number("epsilon"))
 
 
 def _dims_are_known(match: Match, rewriter: Rewriter) -> str | None:
-    return "the normalised sizes are not known" if None in _normalised_shape(match, rewriter) else None
+    return "the normalised sizes are not known" if _UNKNOWN in _normalised_shape(match, rewriter) else None
 
 
 _WHERE = (

@@ -1,7 +1,7 @@
 """Fuse window attention: everything from the partition to its reverse becomes one swinopt::WindowAttention.
 
-    before: pad -> roll -> partition -> QKV -> heads -> softmax(s q k^T + bias + mask) v -> proj -> reverse -> roll -> crop
-    after:  QKV -> WindowAttention -> proj                                       (tokens stay [B, H, W, C] throughout)
+    before: pad - roll - partition - QKV - heads - softmax(s q k^T + bias + mask) v - proj - reverse - roll - crop
+    after:  QKV - WindowAttention - proj                                  (tokens stay [B, H, W, C] throughout)
 
 It rests on one identity: a linear works token by token, so it commutes with every permutation P of the tokens,
 ``linear(P x) = P linear(x)``, and a padded token is the linear's bias. Partition and roll thus move past QKV and the
@@ -275,7 +275,12 @@ def _matching(
 
 
 def _is_partition(
-    places: Indices, size: tuple[int, ...], batch: int, window: tuple[int, ...], shift: tuple[int, ...], roll_first: bool
+    places: Indices,
+    size: tuple[int, ...],
+    batch: int,
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    roll_first: bool,
 ) -> bool:
     expected = window_tokens(size, window, shift, roll_first=roll_first)
     if places.size != batch * expected.size:
@@ -305,6 +310,8 @@ def _bias_and_mask(terms: list[Term], window: Window, heads: int, rewriter: Rewr
             bias = bias + per_window[0][0]
             continue
         masks = [shift_mask(size, window.window, window.shift) for size in window.sizes]
+        if any(len(values) != len(mask) for values, mask in zip(per_window, masks, strict=True)):
+            raise NoAttention("bias or mask depend on the input's size")
         epsilon = epsilon_of(term.values[0].dtype)
         parts = [_split(v, mask, window, epsilon) for v, mask in zip(per_window, masks, strict=True)]
         if any(value != parts[0][1] or not np.array_equal(part, parts[0][0]) for part, value in parts):
@@ -313,9 +320,7 @@ def _bias_and_mask(terms: list[Term], window: Window, heads: int, rewriter: Rewr
     return bias, max(mask_value, _LOWEST_MASK_VALUE)
 
 
-def _by_window(
-    value: Array, scores: tuple[int, ...], size: tuple[int, ...], window: Window, heads: int
-) -> Array:
+def _by_window(value: Array, scores: tuple[int, ...], size: tuple[int, ...], window: Window, heads: int) -> Array:
     """A term as [windows or 1, heads or 1, N, N], in double precision; it must be the same for the whole batch."""
     slots = int(np.prod(window.window))
     windows = shift_mask(size, window.window, window.shift).shape[0]
@@ -326,19 +331,19 @@ def _by_window(
         value = np.broadcast_to(value, (*scores[:-3], *value.shape[-3:])).reshape(-1, windows, *value.shape[-3:])
     else:
         value = np.broadcast_to(value, scores).reshape(-1, windows, heads, slots, slots)
-    if not (value == value[:1]).all():
+    if not np.all(value == value[:1]):
         raise NoAttention("the mask differs within the batch")
-    return value[0].astype(np.float64)
+    return np.asarray(value[0], np.float64)
 
 
 def _split(values: Array, mask: Array, window: Window, epsilon: float) -> tuple[Array, float]:
-    """Splits [windows, heads or 1, N, N] into a bias [heads or 1, N, N] and a constant times the mask [windows, N, N]."""
+    """Splits [windows, heads or 1, N, N] into a bias [heads or 1, N, N] and a number times the mask [windows, N, N]."""
     wrong = NoAttention(f"the mask is not the shift mask of {window}")
-    mask = np.broadcast_to(mask[:, None], values.shape)
+    mask = np.asarray(np.broadcast_to(mask[:, None], values.shape))
     free = ~mask
-    somewhere_free = free.any(axis=0)
+    somewhere_free = np.asarray(free.any(axis=0))
     witness = free.argmax(axis=0)
-    bias = np.take_along_axis(values, witness[None], axis=0)[0]
+    bias: Array = np.take_along_axis(values, witness[None], axis=0)[0]
     masked = mask & somewhere_free[None]
     above = (values - bias)[masked] if masked.any() else values[mask]
     mask_value = float(above.reshape(-1)[0]) if above.size else 0.0

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from swinopt.facts import Shape
 from swinopt.graph import Tensor, producer
 from swinopt.movement import PAD, Affine, Indices, Region, affine, is_movement, is_view
 from swinopt.pipeline import Pass
@@ -160,9 +161,9 @@ def _as_gather(region: Region, most: int, rewriter: Rewriter) -> Tensor | None:
     splits = [_rows(indices, rewriter.facts.shape(region.source, s)) for s, indices in enumerate(region.indices)]
     if any(split is None for split in splits) or len({split[1].tobytes() for split in splits if split}) != 1:
         return None
-    inner = [split[0] for split in splits if split]
+    inner: list[Shape] = [split[0] for split in splits if split]
     picks = next(split[1] for split in splits if split)
-    outer = [(lead, picks.size, row) for lead, _, row in inner]
+    outer: list[Shape] = [(lead, picks.size, row) for lead, _, row in inner]
     # A Gather may make several axes of one: then the Reshape behind it is not needed.
     targets = rewriter.facts.shapes(region.target) or []
     shaped = all(t[:1] == o[:1] and t[-1:] == o[-1:] for t, o in zip(targets, outer, strict=True))

@@ -38,7 +38,11 @@ class SimplifyPatchMerging(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         for node in list(rewriter.graph.nodes):
-            if rewriter.is_dead(node) or not is_standard(node) or node.op not in ("LayerNormalization", "MatMul", "Gemm"):
+            if (
+                rewriter.is_dead(node)
+                or not is_standard(node)
+                or node.op not in ("LayerNormalization", "MatMul", "Gemm")
+            ):
                 continue
             merged = node.inputs[0]
             region = rewriter.movement.region(merged)
@@ -55,7 +59,9 @@ class SimplifyPatchMerging(Pass):
 def _maps(region: Region, rewriter: Rewriter) -> list[Shape] | None:
     """The source's shapes as [B, H, W, C]: its own, or those of a view of it where the tokens lie in one axis."""
     source = rewriter.facts.shapes(region.source) or [()]
-    views = [t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source]
+    views = [
+        t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source
+    ]
     for tensor in (region.source, *views):
         shapes = rewriter.facts.shapes(tensor)
         if shapes and all(len(s) == 4 and (s[0], s[-1]) == (o[0], o[-1]) for s, o in zip(shapes, source, strict=True)):
@@ -87,7 +93,11 @@ def _neighbours(source: Shape, order: tuple[int, ...]) -> Indices:
 
 
 def _is_canonical(region: Region, order: tuple[int, ...]) -> bool:
-    return order == (0, 1, 2, 3) and [n.op for n in region.nodes if n.op != "Pad"] == ["Reshape", "Transpose", "Reshape"]
+    return order == (0, 1, 2, 3) and [n.op for n in region.nodes if n.op != "Pad"] == [
+        "Reshape",
+        "Transpose",
+        "Reshape",
+    ]
 
 
 def _rewrite(
@@ -95,7 +105,7 @@ def _rewrite(
 ) -> str | None:
     features = (rewriter.facts.shape(region.target) or (0,))[-1]
     # Feature i of the new order was feature new[i] of the old one.
-    new = np.arange(features).reshape(4, -1)[np.argsort(order)].reshape(-1)
+    new = np.arange(features, dtype=np.int32).reshape(4, -1)[np.argsort(order)].reshape(-1)
     norm = reader if reader.op == "LayerNormalization" else None
     linear = _linear_behind(norm.outputs[0] if norm else region.target, rewriter)
     if linear is None:

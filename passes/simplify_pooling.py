@@ -80,5 +80,5 @@ def _is_mean_over_tokens(indices: Indices, axes: tuple[int, ...], source: tuple[
 
 def _mean(tensor: Tensor, axes: list[int], rewriter: Rewriter) -> Tensor:
     if rewriter.graph.opset >= _AXES_ARE_INPUT:
-        return rewriter.op("ReduceMean", tensor, rewriter.constant(axes, np.int64, "axes"), keepdims=0)  # type: ignore[no-any-return]
-    return rewriter.op("ReduceMean", tensor, axes=axes, keepdims=0)  # type: ignore[no-any-return]
+        return rewriter.op("ReduceMean", tensor, rewriter.constant(axes, np.int64, "axes"), keepdims=0)
+    return rewriter.op("ReduceMean", tensor, axes=axes, keepdims=0)

@@ -70,7 +70,7 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
 
 
 def _turned_before_flattened(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
-    """[B, C, H, W] -> [B, C, H*W] -> [B, H*W, C] as [B, C, H, W] -> [B, H, W, C] -> [B, H*W, C]: the view comes last."""
+    """[B, C, H, W] - [B, C, H*W] - [B, H*W, C] as [B, C, H, W] - [B, H, W, C] - [B, H*W, C]: the view comes last."""
     view = made_by(node.inputs[0], *VIEW_OPS)
     if node.attrs.get("perm") != [0, 2, 1] or view is None or not is_movement(view, rewriter.facts):
         return None
@@ -120,7 +120,7 @@ def _viewed(tensor: Tensor, rewriter: Rewriter) -> Tensor | None:
         return None
     base: Tensor = node.inputs[0]
     shapes, viewed = rewriter.facts.shapes(base), rewriter.facts.shapes(tensor)
-    if shapes is None or viewed is None or is_movement(producer(base), rewriter.facts) and not _is_layout(base):
+    if shapes is None or viewed is None or (is_movement(producer(base), rewriter.facts) and not _is_layout(base)):
         return None
     same_last_axis = all(s and v and s[-1] == v[-1] for s, v in zip(shapes, viewed, strict=True))
     return base if same_last_axis and len(shapes[0]) >= 2 and not isinstance(base, gs.Constant) else None
@@ -150,7 +150,7 @@ def _lifted_inputs(node: gs.Node, rewriter: Rewriter) -> list[Any] | None:
     bases: list[Tensor] = []
     viewed: list[Tensor] = []
     for index, tensor in enumerate(node.inputs):
-        is_parameter = node.op == "LayerNormalization" and index > 0 or node.op in ("MatMul", "Clip") and index > 0
+        is_parameter = (node.op == "LayerNormalization" and index > 0) or (node.op in ("MatMul", "Clip") and index > 0)
         if isinstance(tensor, gs.Constant) or is_parameter or tensor.is_empty():
             lifted.append(tensor)
             continue

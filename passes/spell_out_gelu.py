@@ -1,7 +1,7 @@
 """Spell out GELU, in the order of operations that TensorRT 8.6 knows to fuse; its parser has no Gelu.
 
-    erf:   (x / sqrt(2) -> Erf -> + 1) * x * 1/2
-    tanh:  (sqrt(2/pi) * (x + 0.044715 * x^3) -> Tanh -> + 1) * x * 1/2
+erf:   (x / sqrt(2) -> Erf -> + 1) * x * 1/2
+tanh:  (sqrt(2/pi) * (x + 0.044715 * x^3) -> Tanh -> + 1) * x * 1/2
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _erf(x: Tensor, rewriter: Rewriter) -> Tensor:
         return rewriter.float_constant(value, x)
 
     erf = rewriter.op("Erf", rewriter.op("Div", x, number(math.sqrt(2))))
-    return rewriter.op("Mul", rewriter.op("Mul", rewriter.op("Add", erf, number(1)), x), number(0.5))  # type: ignore[no-any-return]
+    return rewriter.op("Mul", rewriter.op("Mul", rewriter.op("Add", erf, number(1)), x), number(0.5))
 
 
 def _tanh(x: Tensor, rewriter: Rewriter) -> Tensor:
@@ -41,7 +41,7 @@ def _tanh(x: Tensor, rewriter: Rewriter) -> Tensor:
     cube = rewriter.op("Mul", rewriter.op("Pow", x, number(3)), number(0.044715))
     inner = rewriter.op("Mul", rewriter.op("Add", x, cube), number(math.sqrt(2 / math.pi)))
     one_more = rewriter.op("Add", rewriter.op("Tanh", inner), number(1))
-    return rewriter.op("Mul", rewriter.op("Mul", one_more, x), number(0.5))  # type: ignore[no-any-return]
+    return rewriter.op("Mul", rewriter.op("Mul", one_more, x), number(0.5))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """swinopt makes Swin Transformers fast and correct on TensorRT.
 
-    import swinopt
+import swinopt
 
-    result = swinopt.optimize("swin.onnx")
-    print(result)
-    result.save("swin.optimized.onnx")
+result = swinopt.optimize("swin.onnx")
+print(result)
+result.save("swin.optimized.onnx")
 """
 
 from swinopt.api import Optimized, optimize, pipeline
@@ -28,8 +28,8 @@ __all__ = [
     "Comparison",
     "MissingDependencyError",
     "ModelError",
-    "OptionError",
     "Optimized",
+    "OptionError",
     "Pass",
     "PassError",
     "Pipeline",

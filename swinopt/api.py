@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt import graph as graphs
 from swinopt import ops, opset, targets
-from swinopt.errors import ModelError, OptionError
+from swinopt.errors import ModelError
 from swinopt.graph import ModelLike, op_counts
 from swinopt.pipeline import Pass, Pipeline, Progress, execute
 from swinopt.report import Report

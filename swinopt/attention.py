@@ -78,7 +78,7 @@ class Linear:
         if bias is None and self.bias is None:
             return result
         biases = self.bias if bias is None else rewriter.constant(bias.astype(self.dtype), hint=f"{name}/bias")
-        return rewriter.op("Add", result, biases, hint=f"{name}/Add")  # type: ignore[no-any-return]
+        return rewriter.op("Add", result, biases, hint=f"{name}/Add")
 
 
 def linear_of(tensor: Tensor) -> Linear | None:
@@ -285,8 +285,8 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
                 scale *= factor[1]
             elif factor[1] <= 0:
                 raise NoAttention("q or k is multiplied by a negative number before it is normalised")
-        elif node.op == "Div" and norm is None and (norm := _norm_of(node, facts)) is not None:
-            below = node.inputs[0]
+        elif norm is None and (norm := _norm_of(node, facts)) is not None:
+            below = norm.numerator
         elif node.op == "Add" and (added := _added_bias(node)) is not None:
             below = added[0]
             biases.append(added)
@@ -353,35 +353,54 @@ class _Norm:
     passed: dict[int, int]
 
 
-def _norm_of(division: gs.Node, facts: Facts) -> _Norm | None:
-    """The L2 norm that a Div divides by: torch's ``normalize``, or a root of a sum of squares.
+def _norm_of(node: gs.Node, facts: Facts) -> _Norm | None:
+    """The L2 norm that a Div divides by, or whose reciprocal a Mul multiplies with: torch's ``normalize``.
 
     Raises:
-        NoAttention: the norm has a floor that matters.
+        NoAttention: the norm has a floor that matters, or a ceiling.
     """
+    parts = _numerator_and_denominator(node)
+    if parts is None:
+        return None
     passed: dict[int, int] = {}
-    tensor: Tensor = division.inputs[1]
-    rooted = False
-    while (node := producer(tensor)) is not None and is_standard(node):
-        if node.op == "ReduceL2" and not rooted or node.op == "ReduceSumSquare" and rooted:
-            return _Norm(*division.inputs, node, node.inputs[0], passed)
-        if node.op == "ReduceSum" and rooted:
-            squared = square(var("x")).match(node.inputs[0], facts)
-            return _Norm(*division.inputs, node, squared["x"], passed) if squared else None
+    numerator, tensor = parts
+    denominator, rooted = tensor, False
+    while (inner := producer(tensor)) is not None and is_standard(inner):
+        if (inner.op == "ReduceL2" and not rooted) or (inner.op == "ReduceSumSquare" and rooted):
+            return _Norm(numerator, denominator, inner, inner.inputs[0], passed)
+        if inner.op == "ReduceSum" and rooted:
+            squared = square(var("x")).match(inner.inputs[0], facts)
+            return _Norm(numerator, denominator, inner, squared["x"], passed) if squared else None
         below = 0
-        if node.op in ("Clip", "Max"):
-            below = 1 if isinstance(node.inputs[0], gs.Constant) else 0
-            floor = scalar(argument(node, 1 - below))
-            if floor is None or not 0 <= floor <= _LARGEST_NORM_FLOOR or argument(node, 2) is not None:
-                raise NoAttention(f"the norm of q or k has a floor of {floor}")
-        elif node.op == "Sqrt" and not rooted:
+        if inner.op in ("Clip", "Max"):
+            below = 1 if isinstance(inner.inputs[0], gs.Constant) else 0
+            _check_floor(inner, below, rooted)
+        elif not rooted and (inner.op == "Sqrt" or (inner.op == "Pow" and scalar(inner.inputs[1]) == 0.5)):
             rooted = True
-        elif not is_movement(node, facts) or node.op == "Concat":
+        elif not is_movement(inner, facts) or inner.op == "Concat":
             return None
-        if not is_movement(node, facts):
-            passed[id(node)] = below
-        tensor = node.inputs[below]
+        if not is_movement(inner, facts):
+            passed[id(inner)] = below
+        tensor = inner.inputs[below]
     return None
+
+
+def _numerator_and_denominator(node: gs.Node) -> tuple[Tensor, Tensor] | None:
+    if node.op == "Div":
+        return node.inputs[0], node.inputs[1]
+    for index in (1, 0) if node.op == "Mul" else ():
+        reciprocal = made_by(node.inputs[index], "Reciprocal")
+        if reciprocal is not None:
+            return node.inputs[1 - index], reciprocal.inputs[0]
+    return None
+
+
+def _check_floor(node: gs.Node, below: int, rooted: bool) -> None:
+    floor = scalar(argument(node, 1 - below))
+    if node.op == "Clip" and argument(node, 2) is not None:
+        raise NoAttention("the norm of q or k has a ceiling")
+    if floor is None or floor < 0 or (floor**0.5 if rooted else floor) > _LARGEST_NORM_FLOOR:
+        raise NoAttention(f"the norm of q or k has a floor of {floor}")
 
 
 def _check_norm(
@@ -397,11 +416,16 @@ def _check_norm(
     axes = reduced_axes(norm.reduce, movement.facts)
     if numerator is None or reduced is None or denominator is None or axes is None or len(axes) != 1:
         raise wrong
+    if numerator.source is not linear.output or reduced.source is not linear.output:
+        raise wrong
+    if denominator.source is not norm.reduce.outputs[0]:
+        raise wrong
     head_of = np.full(linear.features, -1)
     head_of[channels] = np.arange(len(channels))[:, None]
 
     def token_and_head(indices: Indices) -> npt.NDArray[np.int64]:
-        return (indices // linear.features).astype(np.int64) * len(channels) + head_of[indices % linear.features]
+        tokens = (indices // linear.features).astype(np.int64)
+        return np.asarray(tokens * (len(channels) + 1) + head_of[indices % linear.features])
 
     for top, below, inside in zip(numerator.indices, denominator.indices, reduced.indices, strict=True):
         rows = np.moveaxis(inside, axes[0], -1).reshape(-1, inside.shape[axes[0]])

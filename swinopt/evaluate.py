@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,12 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     return [np.asarray(output) for output in outputs]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _implementation(op_type: str, opset: int) -> Any:
     return load_op("", op_type, opset)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _run_params(opset: int) -> dict[str, Any]:
     # What a ReferenceEvaluator hands to its nodes; building one for every node would cost 40 times the evaluation.
     return {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +68,7 @@ class Facts:
         self._shapes: dict[str, list[Shape] | None] = {}
         self._values: dict[str, list[Array]] = {}
         self._depends: dict[str, Array] = {}
-        self._constants: dict[str, Array | None] = {}
+        self._constants: dict[int, dict[str, Array | None]] = {}
         for tensor in self.graph.inputs:
             self._learn_input(tensor)
         for node in self.graph.nodes:
@@ -97,9 +98,10 @@ class Facts:
     def static_shape(self, tensor: Tensor) -> Shape | None:
         """The tensor's shape if no size of it depends on the input."""
         dims = self.dims(tensor)
-        return None if dims is None or None in dims else dims  # type: ignore[return-value]
+        sizes = tuple(size for size in dims or () if size is not None)
+        return None if dims is None or len(sizes) < len(dims) else sizes
 
-    def dtype(self, tensor: Tensor) -> np.dtype | None:  # type: ignore[type-arg]
+    def dtype(self, tensor: Tensor) -> np.dtype[Any] | None:
         """The tensor's NumPy dtype; None where it is unknown or NumPy has none."""
         code = self.onnx_dtype(tensor)
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)) if code else None
@@ -128,14 +130,12 @@ class Facts:
         """
         if isinstance(tensor, gs.Constant):
             return literal(tensor)
-        if tensor.name not in self._constants:
+        # By limit, since what is too large for one may be wanted with another.
+        known = self._constants.setdefault(limit, {})
+        if tensor.name not in known:
             for node in _computed_by(tensor):
-                self._compute_into(self._constants, node, limit, None)
-        found = self._constants.get(tensor.name)
-        if limit < LARGE:
-            # What was too large this time may be wanted without a limit later.
-            self._constants = {name: value for name, value in self._constants.items() if value is not None}
-        return found
+                self._compute_into(known, node, limit, None)
+        return known.get(tensor.name)
 
     def computed(self, tensor: Tensor, sample: int, limit: int = LARGE) -> Array | None:
         """As :meth:`constant`, for a tensor that may also depend on sizes of the input: its value in one sample."""
@@ -143,8 +143,16 @@ class Facts:
             return literal(tensor)
         values: dict[str, Array | None] = {}
         for node in _computed_by(tensor):
+            small = all(t.name in self._values for t in node.outputs)
+            # Shape arithmetic may be alike in the samples on its way; what leaves it has to be shown by them.
+            if not small and not all(self.is_shown_by_samples(t) for t in node.inputs):
+                return None
             self._compute_into(values, node, limit, sample)
-        return values.get(tensor.name)
+        return values.get(tensor.name) if self.is_shown_by_samples(tensor) else None
+
+    def forget_constants(self) -> None:
+        """Drops the values that were computed on demand: they are as large as weights."""
+        self._constants.clear()
 
     def is_shown_by_samples(self, tensor: Tensor) -> bool:
         """Whether the samples tell how a tensor of shape arithmetic depends on the input.
@@ -218,7 +226,7 @@ class Facts:
             return self._visit_shape_op(node)
         if not is_deterministic(node) or not node.inputs or not all(self._is_small(t) for t in node.inputs):
             return False
-        results = []
+        results: list[list[Array]] = []
         for sample in self.samples:
             if sample and all(isinstance(t, gs.Constant) for t in node.inputs):
                 results.append(results[0])
@@ -270,7 +278,7 @@ class Facts:
         all_depend = np.array(True)
         if node.op in _ELEMENTWISE:
             try:
-                return np.logical_or.reduce(np.broadcast_arrays(*flags))
+                return np.asarray(np.logical_or.reduce(np.broadcast_arrays(*flags)))
             except ValueError:
                 return all_depend
         data = len(node.inputs) if node.op == "Concat" else 1
@@ -310,7 +318,8 @@ class Facts:
     ) -> list[tuple[int, Shape]] | None:
         if node.domain == ops.DOMAIN:
             found = ops.infer_shapes(node.op, shapes, dict(node.attrs))
-            return [(types[0] or onnx.TensorProto.FLOAT, tuple(shape)) for shape in found]  # type: ignore[misc]
+            # Sizes are numbers here, so those of the outputs are.
+            return [(types[0] or onnx.TensorProto.FLOAT, tuple(int(str(size)) for size in shape)) for shape in found]
         if not is_standard(node) or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             return None
         proto = OnnxExporter.export_node(node)
@@ -319,8 +328,16 @@ class Facts:
             outputs = shape_inference.infer_node_outputs(
                 schema,
                 proto,
-                {t.name: tensor_type(c, s) for t, c, s in zip(node.inputs, types, shapes, strict=True) if c and s is not None},
-                {t.name: onnx.numpy_helper.from_array(v) for t in node.inputs if (v := self._hint(t, sample)) is not None},
+                {
+                    t.name: tensor_type(c, s)
+                    for t, c, s in zip(node.inputs, types, shapes, strict=True)
+                    if c and s is not None
+                },
+                {
+                    t.name: onnx.numpy_helper.from_array(v)
+                    for t in node.inputs
+                    if (v := self._hint(t, sample)) is not None
+                },
                 opset_imports=[onnx.helper.make_opsetid("", self.graph.opset)],
             )
         except Exception:
@@ -356,7 +373,10 @@ class Facts:
             return
         if not is_deterministic(node) or any(_elements(self._shapes.get(name)) > limit for name in names):
             return
-        inputs = [None if t.is_empty() else literal(t) if isinstance(t, gs.Constant) else values.get(t.name) for t in node.inputs]
+        inputs = [
+            None if t.is_empty() else literal(t) if isinstance(t, gs.Constant) else values.get(t.name)
+            for t in node.inputs
+        ]
         if any(value is None and not t.is_empty() for value, t in zip(inputs, node.inputs, strict=True)):
             return
         try:
@@ -407,7 +427,9 @@ def _computed_by(tensor: gs.Variable) -> list[gs.Node]:
             pending.append((node, True))
             if node.op in ("Shape", "Size"):
                 continue
-            pending += [(producer(t), False) for t in node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
+            pending += [
+                (producer(t), False) for t in node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()
+            ]
     return order
 
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import inliner
-
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
@@ -370,7 +369,7 @@ def argument(node: gs.Node, index: int) -> Tensor | None:
     """The node's input at ``index``; None where an optional one is left out."""
     if index >= len(node.inputs) or node.inputs[index].is_empty():
         return None
-    return node.inputs[index]  # type: ignore[no-any-return]
+    return node.inputs[index]
 
 
 def subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:

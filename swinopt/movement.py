@@ -80,7 +80,9 @@ def _split(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: in
 
 
 def _gather(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
-    return np.take(data[0], facts.value(node.inputs[1], sample), axis=node.attrs.get("axis", 0))
+    rows = facts.value(node.inputs[1], sample)
+    assert rows is not None, "is_movement asks for it"
+    return np.take(data[0], rows, axis=node.attrs.get("axis", 0))
 
 
 def _expand(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
@@ -88,11 +90,11 @@ def _expand(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: i
 
 
 def _pad(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
-    pads, axes = _ints(node, 1, facts, sample), _ints(node, 3, facts, sample)
-    axes = axes if axes is not None else range(data[0].ndim)
+    pads = _ints(node, 1, facts, sample) or []
+    axes = _ints(node, 3, facts, sample) or list(range(data[0].ndim))
     padded = data[0]
     for i, axis in enumerate(axes):
-        before, after = pads[i], pads[i + len(axes)]  # type: ignore[index]
+        before, after = pads[i], pads[i + len(axes)]
         size = padded.shape[axis]
         padded = np.take(padded, range(max(0, -before), size - max(0, -after)), axis=axis)
         widths = [(0, 0)] * padded.ndim

@@ -149,7 +149,9 @@ class _Op(Pattern):
         present = [t for t in node.inputs if not t.is_empty()]
         if present[: len(self.inputs)] != list(node.inputs[: len(self.inputs)]):
             return
-        if not len(self.inputs) <= len(present) <= len(self.inputs) + self.further or not self._attributes_fit(node, facts):
+        if not len(self.inputs) <= len(present) <= len(self.inputs) + self.further or not self._attributes_fit(
+            node, facts
+        ):
             return
         bindings = {**bindings, self: tensor}
         for order in permutations(self.inputs) if self.commutative else (self.inputs,):
@@ -201,7 +203,9 @@ def _unfoldings(tensor: Tensor, count: int) -> Iterator[tuple[list[Tensor], floa
             number_left, number_right = scalar(left), scalar(right)
             if number_right is not None:
                 if node.op == "Mul" or number_right:
-                    pending.append(([*rest, left], constant * number_right if node.op == "Mul" else constant / number_right))
+                    pending.append(
+                        ([*rest, left], constant * number_right if node.op == "Mul" else constant / number_right)
+                    )
             elif node.op == "Mul" and number_left is not None:
                 pending.append(([*rest, right], constant * number_left))
             elif node.op == "Mul" and len(factors) < count:

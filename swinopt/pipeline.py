@@ -1,7 +1,7 @@
 """Passes as values: a pass is a name and its options, a pipeline is a tuple of passes and a pass itself.
 
-    pipeline = swinopt.pipeline("tensorrt").without("fuse-gelu").before("fuse-window-attention", MyPass())
-    model = pipeline(model)
+pipeline = swinopt.pipeline("tensorrt").without("fuse-gelu").before("fuse-window-attention", MyPass())
+model = pipeline(model)
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Pass(ABC):
         return graphs.to_model(graph)
 
     def __str__(self) -> str:
-        changed = []
+        changed: list[str] = []
         if dataclasses.is_dataclass(self):
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
@@ -97,9 +97,11 @@ class Pipeline(Pass):
 
     @property
     def steps(self) -> tuple[Pass, ...]:
+        """The passes."""
         return self.passes
 
     def run(self, rewriter: Rewriter) -> None:
+        """Applies the passes one after the other."""
         for step in self.passes:
             step.run(rewriter)
             rewriter.finish()
@@ -283,5 +285,5 @@ def _parse_step(text: str) -> Pass:
         options = {(k.arg or "").replace("-", "_"): ast.literal_eval(k.value) for k in call.keywords}
         return kind(**options)
     except (SyntaxError, ValueError, TypeError) as error:
-        known = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        known: list[str] = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
         raise OptionError(f"{text.strip()}: {error}; options of {kind.name}: {', '.join(known) or 'none'}") from error

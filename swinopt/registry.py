@@ -29,7 +29,7 @@ def available() -> dict[str, type[Pass]]:
     from swinopt import passes
     from swinopt.pipeline import Pass
 
-    found = {kind.name: kind for kind in passes.ALL}
+    found: dict[str, type[Pass]] = {kind.name: kind for kind in passes.ALL}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             kind = point.load()

@@ -224,7 +224,11 @@ class Rewriter:
 
     def nodes(self, *op_types: str) -> list[gs.Node]:
         """The living nodes of the standard domain of these types, producers before consumers."""
-        return [n for n in self.graph.nodes if n.op in op_types and n.domain in ("", "ai.onnx", None) and not self.is_dead(n)]
+        return [
+            n
+            for n in self.graph.nodes
+            if n.op in op_types and n.domain in ("", "ai.onnx", None) and not self.is_dead(n)
+        ]
 
     def finish(self) -> None:
         """Leaves the graph clean: dead nodes gone, the rest in topological order."""
@@ -251,7 +255,9 @@ def _in_topological_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
         entered: set[int] = set()
         while pending:
             node = pending[-1]
-            needed = [] if id(node) in entered else [n for n in _read_by(node) if id(n) in inside and id(n) not in order]
+            needed = (
+                [] if id(node) in entered else [n for n in _read_by(node) if id(n) in inside and id(n) not in order]
+            )
             entered.add(id(node))
             if needed:
                 pending += needed

@@ -65,11 +65,16 @@ def _checker_complaint(graph: gs.Graph) -> str | None:
     made_by_bodies = [t for node in branching for t in node.outputs if not t.is_empty()]
     constants = {t.name: t for node in plain for t in node.inputs if isinstance(t, gs.Constant)}
     inputs = [*graph.inputs, *constants.values(), *made_by_bodies]
+    outputs = [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs]
+    declared = [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in inputs]
+    for info in (*declared, *outputs):
+        # The checker wants a shape, if only an empty one; a model need not declare any.
+        info.type.tensor_type.shape.SetInParent()
     proto = onnx.helper.make_graph(
         [OnnxExporter.export_node(node) for node in plain],
         graph.name or "graph",
-        [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in inputs],
-        [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs],
+        declared,
+        outputs,
     )
     context = onnx.checker.C.CheckerContext()
     context.ir_version = onnx.IR_VERSION

@@ -54,7 +54,9 @@ def _tidy() -> Pipeline:
     from swinopt import passes
 
     # After the attention is fused, not before: window attention takes the scale as an attribute and keeps the weights.
-    return Pipeline(passes.FoldQueryScale(), passes.SimplifyPooling(), passes.SimplifyMovement(), passes.EliminateNoops())
+    return Pipeline(
+        passes.FoldQueryScale(), passes.SimplifyPooling(), passes.SimplifyMovement(), passes.EliminateNoops()
+    )
 
 
 def _tensorrt() -> Pipeline:
