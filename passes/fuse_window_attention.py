@@ -29,16 +29,16 @@ import onnx_graphsurgeon as gs
 
 from swinopt import ops
 from swinopt.attention import (
+    Attention,
     Linear,
     NoAttention,
     Operand,
     Scores,
     Term,
+    attention_of,
     exits,
     linear_from,
     operand_of,
-    probabilities_product,
-    scores_of,
 )
 from swinopt.graph import Array, Tensor, epsilon_of
 from swinopt.movement import PAD, Indices, Region
@@ -75,23 +75,23 @@ class FuseWindowAttention(Pass):
     name: ClassVar[str] = "fuse-window-attention"
 
     def run(self, rewriter: Rewriter) -> None:
-        for softmax in rewriter.nodes("Softmax"):
-            if rewriter.is_dead(softmax):
+        for node in rewriter.nodes("Softmax", "Attention"):
+            if rewriter.is_dead(node):
                 continue
             try:
-                _fuse(softmax, rewriter)
+                _fuse(node, rewriter)
             except NoAttention as reason:
-                rewriter.refuse(softmax, str(reason))
+                rewriter.refuse(node, str(reason))
 
 
-def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
-    facts, movement = rewriter.facts, rewriter.movement
-    scores = scores_of(softmax, facts)
-    product = probabilities_product(softmax, facts)
-    heads, slots = _heads_and_slots(scores, product, rewriter)
+def _fuse(node: gs.Node, rewriter: Rewriter) -> None:
+    movement = rewriter.movement
+    found = attention_of(node, rewriter.facts)
+    scores = found.scores
+    heads, slots = _heads_and_slots(found, rewriter)
     q = operand_of(scores.q, heads, movement)
-    k = operand_of(scores.k_transposed, heads, movement, transposed=True)
-    v = operand_of(product.inputs[1], heads, movement)
+    k = operand_of(scores.k_transposed, heads, movement, transposed=found.k_is_transposed)
+    v = operand_of(found.v, heads, movement)
     if q.normalised != k.normalised or v.normalised:
         raise NoAttention("only one of q and k is normalised")
     if v.scale != 1:
@@ -99,7 +99,7 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
     source, places = _common_source((q, k, v), rewriter)
     window = _window_of(source, places, slots, rewriter)
     bias, mask_value = _bias_and_mask(scores.terms, window, heads, rewriter)
-    proj, results = _way_out(product.outputs[0], places, heads, q.channels.shape[1], source, rewriter)
+    proj, results = _way_out(found.output, places, heads, q.channels.shape[1], source, rewriter)
 
     x = _as_map(source, window, rewriter)
     qkv = _qkv(x, (q, k, v), rewriter)
@@ -107,11 +107,11 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
     attention = rewriter.op(
         "WindowAttention",
         qkv,
-        rewriter.float_constant(bias, qkv, f"{softmax.name}/relative_position_bias"),
+        rewriter.float_constant(bias, qkv, f"{found.output.name}/relative_position_bias"),
         _logit_scale(scores, q, scale, heads, qkv, rewriter),
         rewriter.float_constant(_pad_value((q, k, v)), qkv, "pad_qkv") if window.has_padding else None,
         domain=ops.DOMAIN,
-        hint=f"{product.outputs[0].name}/WindowAttention",
+        hint=f"{found.output.name}/WindowAttention",
         window_size=list(window.window),
         shift_size=list(window.shift),
         num_heads=heads,
@@ -134,19 +134,20 @@ def _fuse(softmax: gs.Node, rewriter: Rewriter) -> None:
 # ------------------------------------------------------------------------------------------------------------ sizes
 
 
-def _heads_and_slots(scores: Scores, product: gs.Node, rewriter: Rewriter) -> tuple[int, int]:
+def _heads_and_slots(found: Attention, rewriter: Rewriter) -> tuple[int, int]:
     """Heads from whatever differs between them: the bias, a factor, or the shape of the scores."""
+    scores = found.scores
     shape = rewriter.facts.shape(scores.q)
     if shape is None or len(shape) < 3:
         raise NoAttention("the shape of q is not known")
-    if rewriter.facts.shape(product.inputs[1]) is None:
+    if rewriter.facts.shape(found.v) is None:
         raise NoAttention("the shape of v is not known")
     if len(shape) == 3:  # [groups * heads, N, head_dim]
-        found = [t.values[0].shape[-3] for t in scores.terms if t.values[0].ndim >= 3 and t.values[0].shape[-3] > 1]
-        found += [len(scores.head_factors.reshape(-1))] if scores.head_factors is not None else []
-        if not found:
+        heads = [t.values[0].shape[-3] for t in scores.terms if t.values[0].ndim >= 3 and t.values[0].shape[-3] > 1]
+        heads += [len(scores.head_factors.reshape(-1))] if scores.head_factors is not None else []
+        if not heads:
             raise NoAttention("how many heads there are cannot be told")
-        return found[0], shape[-2]
+        return heads[0], shape[-2]
     return shape[-3], shape[-2]
 
 

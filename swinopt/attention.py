@@ -229,6 +229,56 @@ def _constant_operand(node: gs.Node, facts: Facts) -> tuple[list[Array], Tensor]
     raise NoAttention(f"the {node.op} between the product of q and k and the softmax has no constant operand")
 
 
+@dataclass(frozen=True)
+class Attention:
+    """``softmax(factor * q k^T + terms) v``: the scores as in :class:`Scores`, and what is made of them.
+
+    Attributes:
+        scores: what the softmax runs over; ``scores.k_transposed`` is [..., N, head_dim] if ``k_is_transposed`` is not.
+        k_is_transposed: whether k comes as [..., head_dim, N].
+        v: [..., N, head_dim].
+        output: [..., N, head_dim].
+    """
+
+    scores: Scores
+    k_is_transposed: bool
+    v: Tensor
+    output: Tensor
+
+
+def attention_of(node: gs.Node, facts: Facts) -> Attention:
+    """The attention that is built around a Softmax, or that an Attention node (ONNX opset 23) is.
+
+    Raises:
+        NoAttention: it is none, or of another kind.
+    """
+    if node.op == "Attention":
+        return _from_attention_op(node, facts)
+    scores = scores_of(node, facts)
+    product = probabilities_product(node, facts)
+    return Attention(scores, True, product.inputs[1], product.outputs[0])
+
+
+def _from_attention_op(node: gs.Node, facts: Facts) -> Attention:
+    q, k, v = node.inputs[:3]
+    shapes = facts.shapes(q)
+    if shapes is None or len(shapes[0]) != 4:
+        raise NoAttention("q of the Attention node is not [batch, heads, N, head_dim]")
+    unlike = [name for name in ("is_causal", "softcap", "qk_matmul_output_mode") if node.attrs.get(name)]
+    if unlike or len(node.outputs) > 1 or any(argument(node, i) is not None for i in range(4, len(node.inputs))):
+        raise NoAttention(f"the Attention node has {', '.join(unlike) or 'a cache'}")
+    scale = node.attrs.get("scale") or shapes[0][-1] ** -0.5
+    mask = argument(node, 3)
+    terms = []
+    if mask is not None:
+        values = [facts.computed(mask, sample) for sample in facts.samples]
+        known = [value for value in values if value is not None and value.dtype != np.bool_]
+        if len(known) < len(values):
+            raise NoAttention("the mask of the Attention node is not constant, or not additive")
+        terms.append(Term(known, [(*shape[:-1], shape[-2]) for shape in shapes]))
+    return Attention(Scores(q, k, scale, None, terms), False, v, node.outputs[0])
+
+
 # ----------------------------------------------------------------------------------------------------------- q, k, v
 
 
