@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from swinopt.attention import Linear, exits, linear_of
 from swinopt.graph import Tensor, made_by, producer, scalar
-from swinopt.movement import PAD, is_movement
+from swinopt.linear import Linear, linear_of
+from swinopt.movement import PAD, exits, is_movement
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

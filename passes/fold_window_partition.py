@@ -22,9 +22,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt import ops
-from swinopt.attention import linear_of
 from swinopt.facts import Shape
 from swinopt.graph import Tensor, argument, literal, producer
+from swinopt.linear import linear_of
 from swinopt.movement import PAD
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.pipeline import Pass

@@ -21,9 +21,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.attention import Linear, exits, linear_from
 from swinopt.graph import Tensor, attr, is_standard, literal
-from swinopt.movement import PAD, VIEW_OPS, Indices, Region, is_view
+from swinopt.linear import Linear, linear_from
+from swinopt.movement import PAD, VIEW_OPS, Indices, Region, exits, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

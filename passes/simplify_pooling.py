@@ -16,9 +16,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.attention import exits
 from swinopt.graph import Tensor
-from swinopt.movement import PAD, Indices, is_view
+from swinopt.movement import PAD, Indices, exits, is_view
 from swinopt.pattern import reduced_axes
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.attention import linear_of
 from swinopt.graph import Tensor, attr, is_standard, literal, made_by, producer
+from swinopt.linear import linear_of
 from swinopt.movement import VIEW_OPS, is_movement
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter

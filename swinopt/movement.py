@@ -283,6 +283,29 @@ def _output_index(node: gs.Node, tensor: Tensor) -> int:
     return next(i for i, t in enumerate(node.outputs) if t is tensor)
 
 
+def exits(tensor: Tensor, facts: Facts) -> list[Tensor]:
+    """The tensors in which the movement that starts at this one ends: something else reads them."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    pending = [tensor]
+    outputs = {id(t) for t in facts.graph.outputs}
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if id(current) in outputs or not current.outputs:
+            found[id(current)] = current
+        for node in current.outputs:
+            if node.op in ("Shape", "Size") and is_standard(node):
+                continue  # reads no values
+            if is_movement(node, facts):
+                pending += node.outputs
+            elif not isinstance(node.attrs.get("body"), gs.Graph):
+                found[id(current)] = current
+    return list(found.values())
+
+
 # --------------------------------------------------------------------------------------------- what a region amounts to
 
 
@@ -349,3 +372,12 @@ def affine(indices: Indices) -> Affine | None:
         strides.insert(0, stride)
         flat = rows[:, 0]
     return Affine(tuple(sizes), tuple(strides))
+
+
+def whole_tokens(indices: Indices) -> Indices | None:
+    """Flat token numbers, if the last axis of an index array runs through whole tokens (or pads); else None."""
+    rows = indices.reshape(-1, indices.shape[-1])
+    width = rows.shape[1]
+    tokens = np.where(rows[:, 0] == PAD, PAD, rows[:, 0] // width)
+    expected = np.where(tokens[:, None] == PAD, PAD, tokens[:, None] * width + np.arange(width, dtype=np.int32))
+    return tokens if np.array_equal(expected, rows) else None
