@@ -37,11 +37,15 @@ _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
-# reason. Spatial sizes need not suit windows and strides, so that padding shows; where a model does not pad, they have
-# to, and the even ones are taken. The first of three is the number of frames.
+# reason. Spatial sizes suit no window and no stride at first, so that padding shows; where a model does not pad they have
+# to: first the stride, then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
 _SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
-_ODD_SPATIAL_SIZES = ((224, 580), (160, 612), (192, 708))
-_EVEN_SPATIAL_SIZES = ((224, 576), (160, 640), (192, 704))
+_SPATIAL_SIZES = (
+    ((224, 580), (160, 612), (192, 708)),
+    ((224, 576), (160, 640), (192, 704)),
+    ((224, 448), (672, 224), (448, 896)),
+    ((256, 512), (768, 256), (512, 1024)),
+)
 _SHORT_SPATIAL_SIZES = (8, 20)
 
 
@@ -56,10 +60,15 @@ class Facts:
 
     def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
         self.graph = graph
-        for candidate in [list(sizes)] if sizes else default_sizes(graph.inputs):
-            self._sweep(candidate)
-            if None not in self._shapes.values():
-                break
+        choices = [list(sizes)] if sizes else default_sizes(graph.inputs)
+        unknown = []
+        for choice in choices:
+            self._sweep(choice)
+            unknown.append(sum(shapes is None for shapes in self._shapes.values()))
+            if unknown[-1] == 0:
+                return
+        if min(unknown) < unknown[-1]:
+            self._sweep(choices[unknown.index(min(unknown))])
 
     def _sweep(self, sizes: list[Mapping[str, int]]) -> None:
         """Learns everything anew, with these sizes in the samples."""
@@ -306,6 +315,8 @@ class Facts:
             outputs = self._inferred(node, shapes, types, sample)
             if outputs is None:
                 return False
+            if node.op == "Reshape" and _elements([shapes[0] or ()]) != _elements([outputs[0][1]]):
+                return False  # inference does not count: the model cannot take this size
             inferred.append(outputs)
         for index, tensor in enumerate(node.outputs):
             if not tensor.is_empty():
@@ -390,8 +401,8 @@ class Facts:
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
     """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
     inputs = list(inputs)
-    choices = [_samples(inputs, spatial) for spatial in (_ODD_SPATIAL_SIZES, _EVEN_SPATIAL_SIZES)]
-    return choices[: 1 if choices[0] == choices[1] else 2]
+    choices = [_samples(inputs, spatial) for spatial in _SPATIAL_SIZES]
+    return choices[:1] if choices[0] == choices[1] else choices
 
 
 def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, int]]) -> list[Mapping[str, int]]:
