@@ -63,20 +63,28 @@ def _fold(add: gs.Node, rewriter: Rewriter) -> None:
         if np.isnan(value).any() or np.isposinf(value).any():
             rewriter.refuse(add, "what is added to the scores holds NaN or infinity")
             return
-        parts = _apart(value)
-        if parts is None and isinstance(add.inputs[index], gs.Constant):
+        if rewriter.facts.shapes(add.inputs[1 - index]) != rewriter.facts.shapes(add.outputs[0]):
+            rewriter.refuse(add, "what is added to the scores widens them")
+            return
+        narrow = _narrow(value)
+        parts = _apart(narrow)
+        if parts is None and isinstance(add.inputs[index], gs.Constant) and narrow.size == value.size:
             return
         scores, name = add.inputs[1 - index], add.inputs[index].name
         summed = scores
-        for part, what in zip(parts or (value,), ("bias", "mask"), strict=False):
-            constant = rewriter.constant(_without_leading_ones(part), hint=f"{name}/{what}")
+        for part, what in zip(parts or (narrow,), ("bias", "mask"), strict=False):
+            constant = rewriter.constant(part, hint=f"{name}/{what}")
             summed = rewriter.op("Add", summed, constant, hint=f"{name}/Add")
             rewriter.facts.learn(summed, like=add.outputs[0])
         rewriter.replace(add.outputs[0], summed)
         return
 
 
-def _without_leading_ones(value: Array) -> Array:
+def _narrow(value: Array) -> Array:
+    """The value less what broadcasting repeats anyway: axes along which nothing changes, and leading axes of size 1."""
+    for axis in range(value.ndim - 2):
+        first = value.take([0], axis)
+        value = first if (value == first).all() else value
     while value.ndim > 3 and value.shape[0] == 1:
         value = value[0]
     return value
@@ -84,7 +92,6 @@ def _without_leading_ones(value: Array) -> Array:
 
 def _apart(value: Array) -> tuple[Array, Array] | None:
     """[windows, heads, N, N] as a bias [heads, N, N] and a two-valued mask [windows, 1, N, N], if it is their sum."""
-    value = _without_leading_ones(value)
     if value.ndim != 4 or min(value.shape[:2]) < 2:
         return None
     # The mask is zero or negative, so wherever some window leaves a pair free, that window has the largest value.
@@ -95,12 +102,10 @@ def _apart(value: Array) -> tuple[Array, Array] | None:
     masked = above < -1.0
     if not masked.any() or not (masked == masked[:, :1]).all():
         return None
-    mask_value = (
-        above[masked].astype(np.float64).mean().astype(value.dtype)
-        if np.isfinite(above).all()
-        else value.dtype.type(-np.inf)
-    )
-    mask = np.where(masked[:, :1], np.round(mask_value, 2), value.dtype.type(0)).astype(value.dtype)
+    # In double precision, where a mask of half precision does not overflow; masks are round numbers.
+    finite = bool(np.isfinite(above).all())
+    mask_value = round(float(above[masked].astype(np.float64).mean()), 2) if finite else -np.inf
+    mask = np.where(masked[:, :1], mask_value, 0.0).astype(value.dtype)
     with np.errstate(invalid="ignore"):
         wrong = np.abs(bias + mask - value) > epsilon_of(value.dtype) * np.abs(value)
     return None if wrong[np.isfinite(value)].any() else (bias, mask)

@@ -36,8 +36,9 @@ class FoldQueryScale(Pass):
             if factor is None or rewriter.is_dead(node):
                 continue
             data, scale = factor
-            operand = _operand_of_scores(node, data)
-            if operand is None:
+            operand = _operand_of_scores(node, data, rewriter)
+            # A scale of higher rank would add an axis.
+            if operand is None or rewriter.facts.shapes(data) != rewriter.facts.shapes(node.outputs[0]):
                 continue
             reason = _fold(operand, scale, node, data, rewriter)
             if reason:
@@ -52,11 +53,12 @@ def _scalar_factor(node: gs.Node) -> tuple[Tensor, float] | None:
     return None
 
 
-def _operand_of_scores(node: gs.Node, data: Tensor) -> Tensor | None:
+def _operand_of_scores(node: gs.Node, data: Tensor, rewriter: Rewriter) -> Tensor | None:
     """The tensor, q or k, that the scale can move to: what it multiplies, or the first operand of the product."""
     scores = made_by(data, "MatMul")
-    if scores is not None and len(data.outputs) == 1 and not isinstance(scores.inputs[1], gs.Constant):
-        return scores.inputs[0] if _leads_to(node.outputs[0], "Softmax") else None
+    if scores is not None and not isinstance(scores.inputs[1], gs.Constant):
+        read_once = len(data.outputs) == 1 and not rewriter.is_output(data)
+        return scores.inputs[0] if read_once and _leads_to(node.outputs[0], "Softmax") else None
     return data if _leads_to(node.outputs[0], "MatMul") else None
 
 
@@ -91,6 +93,8 @@ def _fold(operand: Tensor, scale: float, node: gs.Node, data: Tensor, rewriter: 
             return "the columns of the weight that would be scaled are read elsewhere, too"
     region = rewriter.movement.region(operand, stop=[linear.output])
     downstream = {id(t): t for n in (region.nodes if region else ()) for t in n.outputs}
+    if operand is not data:
+        downstream[id(data)] = data
     factors = np.where(columns, scale, 1.0)
     weight, bias = linear.weight_value(), linear.bias_value() if linear.bias is not None else None
     scaled = linear.applied_to(
@@ -100,7 +104,7 @@ def _fold(operand: Tensor, scale: float, node: gs.Node, data: Tensor, rewriter: 
         None if bias is None else (bias * factors).astype(bias.dtype),
     )
     rewriter.redefine(linear.output, scaled, downstream.values())
-    rewriter.replace(node.outputs[0], data)
+    rewriter.replace(node.outputs[0], scaled if data is linear.output else data)
     return None
 
 

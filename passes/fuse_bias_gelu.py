@@ -29,9 +29,15 @@ def _gelu_of(inner: Pattern) -> Pattern:
 
 def _bias_is_over_the_last_axis(match: Match, rewriter: Rewriter) -> str | None:
     shape, dims = tuple(match["bias"].shape), rewriter.facts.dims(match.root)
-    if dims and shape and shape[-1] == dims[-1] and int(np.prod(shape)) == shape[-1]:
+    widened = rewriter.facts.shapes(match["x"]) != rewriter.facts.shapes(match.root)
+    if dims and shape and shape[-1] == dims[-1] and int(np.prod(shape)) == shape[-1] and not widened:
         return None
     return f"what is added before the GELU has shape {list(shape)}, which is no bias over the last axis"
+
+
+def _opset_has_no_gelu(match: Match, rewriter: Rewriter) -> str | None:
+    opset = rewriter.graph.opset
+    return None if opset < 20 else f"opset {opset} has a Gelu of its own, which fuse-gelu makes"
 
 
 def _bias_gelu(match: Match, rewriter: Rewriter) -> Tensor:
@@ -53,4 +59,4 @@ class FuseBiasGelu(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         biased = Rule(_gelu_of(_x + constant("bias")), _bias_gelu, (_bias_is_over_the_last_axis,))
-        apply_rules((biased, Rule(erf_gelu(_x), _contrib_gelu)), rewriter)
+        apply_rules((biased, Rule(erf_gelu(_x), _contrib_gelu, (_opset_has_no_gelu,))), rewriter)

@@ -216,7 +216,8 @@ def _merged_heads(
             raise NoAttention("how heads are merged depends on the input's size")
         channels = which[0]
         slots.append(where[:, 0])
-    assert channels is not None
+    if channels is None or not np.array_equal(np.sort(channels), np.arange(channels.size)):
+        raise NoAttention("the heads are not merged token by token")
     return slots, channels
 
 

@@ -29,6 +29,9 @@ from swinopt.rewrite import Rewriter
 
 Shape = tuple[int, ...]
 
+# What may stand before the canonical form: nothing, or the padding of an odd map, for which tokens have to be a map.
+_BEFORE_MERGING: tuple[list[str], ...] = ([], ["Pad"], ["Pad", "Reshape"])
+
 
 @dataclass(frozen=True)
 class SimplifyPatchMerging(Pass):
@@ -46,7 +49,7 @@ class SimplifyPatchMerging(Pass):
                 continue
             merged = node.inputs[0]
             region = rewriter.movement.region(merged)
-            if region is None or not region.nodes or len(merged.outputs) != 1:
+            if region is None or not region.nodes or len(merged.outputs) != 1 or rewriter.is_output(merged):
                 continue
             maps = _maps(region, rewriter)
             order = _merging_order(region, maps, rewriter) if maps else None
@@ -93,11 +96,8 @@ def _neighbours(source: Shape, order: tuple[int, ...]) -> Indices:
 
 
 def _is_canonical(region: Region, order: tuple[int, ...]) -> bool:
-    return order == (0, 1, 2, 3) and [n.op for n in region.nodes if n.op != "Pad"] == [
-        "Reshape",
-        "Transpose",
-        "Reshape",
-    ]
+    ops = [node.op for node in region.nodes]  # consumers first
+    return order == (0, 1, 2, 3) and ops[:3] == ["Reshape", "Transpose", "Reshape"] and ops[3:] in _BEFORE_MERGING
 
 
 def _rewrite(
@@ -157,15 +157,16 @@ def _permuted_affine(norm: gs.Node, new: Indices, rewriter: Rewriter) -> list[gs
 
 def _emit(region: Region, sources: list[Shape], rewriter: Rewriter) -> Tensor | None:
     facts = rewriter.facts
-    source = rewriter.reshape_to(region.source, sources)
-    if source is None:
+    source: Tensor = region.source
+    pads = {(h % 2, w % 2) for _, h, w, _ in sources}
+    if len(pads) != 1:
         return None
-    if any(h % 2 or w % 2 for _, h, w, _ in sources):
-        pads = {(h % 2, w % 2) for _, h, w, _ in sources}
-        if len(pads) != 1:
+    ((down, right),) = pads
+    if down or right:
+        as_map = rewriter.reshape_to(source, sources)
+        if as_map is None:
             return None
-        ((down, right),) = pads
-        source = rewriter.op("Pad", source, rewriter.constant([0, 0, 0, 0, 0, down, right, 0], np.int64, "pads"))
+        source = rewriter.op("Pad", as_map, rewriter.constant([0, 0, 0, 0, 0, down, right, 0], np.int64, "pads"))
         sources = [(b, h + down, w + right, c) for b, h, w, c in sources]
         facts.learn(source, like=region.source, shapes=sources)
     split = rewriter.reshape_to(source, [(b, h // 2, 2, w // 2, 2 * c) for b, h, w, c in sources])

@@ -51,7 +51,7 @@ def _simplify(node: gs.Node, rewriter: Rewriter) -> None:
         return
     if not all(_is_mean_over_tokens(i, axes, shape) for i, shape in zip(region.indices, sources, strict=True)):
         return
-    if len(node.inputs[0].outputs) != 1:
+    if len(node.inputs[0].outputs) != 1 or rewriter.is_output(node.inputs[0]):
         rewriter.refuse(node, "the pooled map is read elsewhere")
         return
     mean = _mean(region.source, list(range(1, len(sources[0]) - 1)), rewriter)
@@ -70,6 +70,8 @@ def _axes(node: gs.Node, rewriter: Rewriter) -> tuple[int, ...] | None:
 def _is_mean_over_tokens(indices: Indices, axes: tuple[int, ...], source: tuple[int, ...]) -> bool:
     """Whether each mean, in their order [B, C], runs over exactly the elements of one channel of one image."""
     kept = [axis for axis in range(indices.ndim) if axis not in axes]
+    if np.prod([indices.shape[axis] for axis in kept]) != source[0] * source[-1]:
+        return False
     rows = indices.transpose(*kept, *axes).reshape(source[0], source[-1], -1)
     if (rows == PAD).any() or rows.size != np.prod(source):
         return False

@@ -39,6 +39,11 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
     Raises:
         CannotEvaluate: the op is unknown to the reference implementation, or it failed.
     """
+    if node.op == "GatherND" and not node.attrs.get("batch_dims"):
+        # The reference implementation runs it in a Python loop over all elements.
+        data, indices = inputs
+        if data is not None and indices is not None:
+            return [data[tuple(np.moveaxis(indices, -1, 0))]]
     try:
         implementation = _implementation(node.op, opset)(OnnxExporter.export_node(node), _run_params(opset))
         with np.errstate(all="ignore"):

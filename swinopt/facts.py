@@ -30,6 +30,8 @@ SMALL = 1024
 #: The largest value that is ever computed on demand, in elements.
 LARGE = 1 << 27
 
+_BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
+
 # Ops that only carry elements from one place to another: what their outputs depend on can be told element by element.
 _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Equal", "Less", "Greater"}
@@ -37,8 +39,8 @@ _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
-# reason. Spatial sizes suit no window and no stride at first, so that padding shows; where a model does not pad they have
-# to: first the stride, then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
+# reason. Spatial sizes suit no window and no stride at first, so that padding shows; where a model does not pad they
+# have to: first the stride, then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
 _SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
 _SPATIAL_SIZES = (
     ((224, 580), (160, 612), (192, 708)),
@@ -285,6 +287,8 @@ class Facts:
         if not any(flag.any() for flag in flags):
             return np.array(False)
         all_depend = np.array(True)
+        if node.op == "Mod" and self._is_small_remainder(node):
+            return flags[0]
         if node.op in _ELEMENTWISE:
             try:
                 return np.asarray(np.logical_or.reduce(np.broadcast_arrays(*flags)))
@@ -303,12 +307,22 @@ class Facts:
             return all_depend
         return carried if carried.shape == outputs[0].shape else all_depend
 
+    def _is_small_remainder(self, node: gs.Node) -> bool:
+        """``a mod b`` with ``0 <= a < b`` is a: the shift of a roll, which dynamo exports modulo the map's size.
+
+        Where b is no larger than a the remainder is another number, but rolling by it is rolling by a.
+        """
+        pairs = [[self._input_value(t, sample) for t in node.inputs] for sample in self.samples]
+        return all(a is not None and b is not None and bool(((a >= 0) & (a < b)).all()) for a, b in pairs)
+
     def _visit_type(self, node: gs.Node) -> bool:
         """Shapes by the op's own inference, node by node with concrete input shapes."""
         known = [self._known_shapes(t) if not t.is_empty() else [] for t in node.inputs]
         if any(shapes is None for shapes in known):
             return False
-        types = [self.onnx_dtype(t) if not t.is_empty() else None for t in node.inputs]
+        # Where an op takes bfloat16 only from a later opset on, its shapes are those of float16.
+        types = [_with_shapes(self.onnx_dtype(t)) if not t.is_empty() else None for t in node.inputs]
+        narrow = any(self.onnx_dtype(t) == _BFLOAT16 for t in node.inputs if not t.is_empty())
         inferred: list[list[tuple[int, Shape]]] = []
         for sample in self.samples:
             shapes = [shapes[sample] if shapes else None for shapes in known]
@@ -320,7 +334,8 @@ class Facts:
             inferred.append(outputs)
         for index, tensor in enumerate(node.outputs):
             if not tensor.is_empty():
-                self._dtypes[tensor.name] = inferred[0][index][0]
+                code = inferred[0][index][0]
+                self._dtypes[tensor.name] = _BFLOAT16 if narrow and code == onnx.TensorProto.FLOAT16 else code
                 self._shapes[tensor.name] = [outputs[index][1] for outputs in inferred]
         return True
 
@@ -454,6 +469,10 @@ def _concrete(types: Sequence[onnx.TypeProto | None]) -> list[tuple[int, Shape]]
             return None
         found.append((proto.tensor_type.elem_type, tuple(d.dim_value for d in dims)))
     return found
+
+
+def _with_shapes(dtype: int | None) -> int | None:
+    return onnx.TensorProto.FLOAT16 if dtype == _BFLOAT16 else dtype
 
 
 def _is_size(dim: object) -> bool:

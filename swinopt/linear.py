@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.graph import Array, Tensor, dtype_of, literal, made_by
+from swinopt.graph import Array, Tensor, dtype_of, literal, made_by, size_of
 from swinopt.rewrite import Rewriter
 
 
@@ -55,7 +55,11 @@ class Linear:
         result: Tensor = rewriter.op("MatMul", x, weights, hint=f"{name}/MatMul")
         if bias is None and self.bias is None:
             return result
-        biases = self.bias if bias is None else rewriter.constant(bias.astype(self.dtype), hint=f"{name}/bias")
+        if bias is None:
+            return rewriter.op("Add", result, self.bias, hint=f"{name}/Add")
+        # In the shape of the old bias, which may have more axes than the product, and widen it.
+        shape = self.bias.shape if self.bias is not None and size_of(self.bias) == bias.size else [bias.size]
+        biases = rewriter.constant(bias.astype(self.dtype).reshape(shape), hint=f"{name}/bias")
         return rewriter.op("Add", result, biases, hint=f"{name}/Add")
 
 

@@ -17,6 +17,8 @@ from swinopt.graph import Array, epsilon_of
 from swinopt.movement import PAD, Indices, Region
 from swinopt.textbook import shift_mask, window_tokens
 
+#: The largest window, in tokens: 32 x 32. What is larger is global attention, for which there are better kernels.
+LARGEST_WINDOW = 1024
 #: Stands in for a mask of minus infinity: exp() of it is zero as well, and it does not make NaN of a fully masked row.
 _LOWEST_MASK_VALUE = -30000.0
 
@@ -54,6 +56,8 @@ def window_of(source: Region, places: tuple[Indices, ...], slots: int, facts: Fa
     Raises:
         NoAttention: it is no partition into windows, shifted or not.
     """
+    if slots > LARGEST_WINDOW:
+        raise NoAttention(f"a group has {slots} tokens, and a window at most {LARGEST_WINDOW}")
     shapes = facts.shapes(source.source) or []
     batches, tokens = [shape[0] for shape in shapes], [int(np.prod(shape[1:-1])) for shape in shapes]
     for sizes in _map_sizes(source, facts):
@@ -64,6 +68,8 @@ def window_of(source: Region, places: tuple[Indices, ...], slots: int, facts: Fa
     for axes in (2, 3):
         for window in _factorisations(slots, axes):
             steps = [_sizes_by_step(p, count, window) for p, count in zip(places, tokens, strict=True)]
+            if tokens[0] == slots:
+                continue  # all tokens in one group: attention over a sequence, as far as can be seen
             found = None if None in steps else _matching(tuple(s for s in steps if s), window, places, batches)
             if found is not None:
                 return found

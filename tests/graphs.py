@@ -49,7 +49,9 @@ class Builder:
         if dtype is None and array.dtype.kind == "f":
             dtype = self.dtype
         name = f"c{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype or array.dtype)), name))
+        self.initializers.append(
+            numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype or array.dtype)), name)
+        )
         self.initializers[-1].dims[:] = array.shape
         return name
 
@@ -126,7 +128,9 @@ class Builder:
             inputs = [flat, self.weights(n, k, scale=k**-0.5), *([self.weights(n)] if bias else [])]
             return self.op("Gemm", *inputs, transB=1)
         weight = self.weights(k, n, scale=k**-0.5)
-        product = self.op("MatMul", x, weight if constant else self.op("Neg", self.input((k, n), f"w{len(self.inputs)}")))
+        product = self.op(
+            "MatMul", x, weight if constant else self.op("Neg", self.input((k, n), f"w{len(self.inputs)}"))
+        )
         return self.op("Add", self.weights(n), product) if bias else product
 
     def layer_norm(self, x: str, channels: int, axis: int = -1) -> str:
@@ -250,6 +254,7 @@ def swin_attention(
     projection: bool = True,
     merge: Literal["hd", "dh"] = "hd",
     pad_after_linear: bool = False,
+    late_bias: bool = False,
     tokens: bool = False,
     residual: bool = True,
     opset: int = 17,
@@ -281,7 +286,8 @@ def swin_attention(
         bias: whether the linears have biases.
         projection: whether a linear follows.
         merge: how the heads are merged; "dh" has the head as the inner axis.
-        pad_after_linear: pad and partition q, k and v, and not what they are made of. Without projection.
+        pad_after_linear: pad and partition q, k and v, and not what they are made of.
+        late_bias: one linear without bias, split in three, and each part is given its bias then.
         tokens: the map is [B, H * W, C] before and after.
         residual: whether the map is added at the end.
         opset: version of the standard opset.
@@ -290,6 +296,7 @@ def swin_attention(
         spoil: changes at "x", "windows", "qkv", "q", "k", "v", "scores", "biased", "probabilities", "attended",
             "merged", "projected", "returned".
     """
+    assert not (late_bias and (separate or pad_after_linear))
     b = Builder(opset=opset, seed=seed, dtype=dtype)
     channels, slots = heads * head_dim, math.prod(window)
     windows = math.prod(p // w for p, w in zip(padded_size(size, window), window, strict=True))
@@ -309,10 +316,17 @@ def swin_attention(
     x = x if pad_after_linear else at("windows", cut(x, channels))
     parts = []
     for _ in range(3) if separate else range(1):
-        made = at("qkv", b.linear(x, channels, channels if separate else 3 * channels, bias=bias, gemm=gemm))
+        made = at(
+            "qkv", b.linear(x, channels, channels if separate else 3 * channels, bias=bias and not late_bias, gemm=gemm)
+        )
         width = channels if separate else 3 * channels
         parts.append(cut(b.reshape(made, -1, *size, width), width) if pad_after_linear else made)
-    if separate:
+    if late_bias:
+        parts = [
+            b.op("Add", t, b.weights(channels))
+            for t in b.ops("Split", parts[0], b.ints(*[channels] * 3), count=3, axis=-1)
+        ]
+    if separate or late_bias:
         q, k, v = (b.transpose(b.reshape(t, -1, slots, heads, head_dim), 0, 2, 1, 3) for t in parts)
     else:
         q, k, v = _split_heads(b, parts[0], slots, heads, head_dim, order)
@@ -335,7 +349,9 @@ def swin_attention(
     if cosine:
         scores = b.op("Mul", scores, b.constant(b.random.uniform(1, 20, (heads, 1, 1))))
     elif scale in ("scores", "div"):
-        scores = b.op(*(("Mul", scores, b.constant(factor)) if scale == "scores" else ("Div", scores, b.constant(1 / factor))))
+        scores = b.op(
+            *(("Mul", scores, b.constant(factor)) if scale == "scores" else ("Div", scores, b.constant(1 / factor)))
+        )
     scores = at("scores", scores)
     mask = shift_mask(size, window, shift) if mask is None else mask
     scores = _with_terms(b, scores, terms, np.where(mask, mask_value, 0.0), groups, heads, any(shift))
@@ -380,9 +396,9 @@ def _normalised(b: Builder, x: str) -> str:
 def _with_terms(b: Builder, scores: str, terms: Terms, mask: Array, groups: int, heads: int, shifted: bool) -> str:
     windows, slots = mask.shape[:2]
     bias = b.random.standard_normal((heads, slots, slots))
-    if terms == "none" or terms == "mask" and not shifted:
+    if terms == "none" or (terms == "mask" and not shifted):
         return scores
-    if terms == "bias" or not shifted and terms in ("two", "tiled"):
+    if terms == "bias" or (not shifted and terms in ("two", "tiled")):
         return b.op("Add", scores, b.constant(bias))
     if terms in ("tiled", "one"):
         times = groups // windows

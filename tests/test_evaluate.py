@@ -66,7 +66,9 @@ def test_what_has_no_value_is_said_to_have_none(node: gs.Node, inputs: list[np.n
         evaluate(node, inputs, 18)
 
 
-def test_evaluation_prints_and_warns_nothing(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_evaluation_prints_and_warns_nothing(
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     (quotient,) = evaluate(node_of("Div", "a", "b"), [np.ones(1, np.float32), np.zeros(1, np.float32)], 18)
     assert np.isinf(quotient).all() and not recwarn.list and capfd.readouterr() == ("", "")
 
@@ -85,7 +87,9 @@ def test_evaluation_prints_and_warns_nothing(capfd: pytest.CaptureFixture[str], 
         (node_of("DynamicQuantizeLinear", "x", count=3), False),
         (node_of("Add", "a", "b", domain="elsewhere"), False),
     ],
-    ids=lambda value: f"{value.domain or ''}{value.op}-{len(value.inputs)}" if isinstance(value, gs.Node) else str(value),
+    ids=lambda value: (
+        f"{value.domain or ''}{value.op}-{len(value.inputs)}" if isinstance(value, gs.Node) else str(value)
+    ),
 )
 def test_only_what_is_the_same_every_time_is_deterministic(node: gs.Node, deterministic: bool) -> None:
     assert is_deterministic(node) is deterministic

@@ -18,10 +18,10 @@ from swinopt.facts import Facts
 from swinopt.graph import Tensor
 from swinopt.movement import PAD, Movement, Region, affine, data_inputs, is_identity, is_movement
 from swinopt.textbook import padded_size, window_tokens
+from tests.chains import Chain, chains
 from tests.graphs import Builder, run, shifted_partition, shifted_reverse
 
 Array = npt.NDArray[Any]
-MOST_ELEMENTS = 300
 fast = settings(deadline=None, max_examples=60)
 
 
@@ -44,166 +44,6 @@ def moved(indices: Array, data: Array) -> Array:
 # --------------------------------------------------------------------------------------- random chains of random ops
 
 
-class Chain:
-    """Draws movement nodes one after another; ``shape`` is what the last one makes, by NumPy's rules."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
-        self.b = Builder(opset=18)
-        self.shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
-        self.tensor = self.b.input(self.shape)
-
-    def pick(self, low: int, high: int) -> int:
-        return self.draw(st.integers(low, high))
-
-    def axis(self, rank: int | None = None) -> tuple[int, int]:
-        """An axis, and the way it is written: from the start or from the end."""
-        rank = len(self.shape) if rank is None else rank
-        axis = self.pick(0, rank - 1)
-        return axis, axis - rank if self.draw(st.booleans()) else axis
-
-    def sized(self, axis: int, size: int) -> tuple[int, ...]:
-        return (*self.shape[:axis], size, *self.shape[axis + 1 :])
-
-    def then(self, tensor: str, shape: tuple[int, ...]) -> None:
-        self.tensor, self.shape = tensor, shape
-
-    def reshape(self) -> None:
-        rest, sizes = math.prod(self.shape), []
-        while rest > 1 and len(sizes) < 4:
-            divisors = [d for d in range(2, rest + 1) if rest % d == 0]
-            sizes.append(self.draw(st.sampled_from(divisors)))
-            rest //= sizes[-1]
-        shape = (*sizes, rest)
-        written = list(shape)
-        for i, size in enumerate(shape):
-            if i < len(self.shape) and self.shape[i] == size and self.draw(st.booleans()):
-                written[i] = 0
-        if self.draw(st.booleans()):
-            written[self.pick(0, len(shape) - 1)] = -1
-        self.then(self.b.reshape(self.tensor, *written), shape)
-
-    def transpose(self) -> None:
-        perm = self.draw(st.permutations(range(len(self.shape))))
-        attrs = {} if perm == list(range(len(perm)))[::-1] else {"perm": perm}
-        self.then(self.b.op("Transpose", self.tensor, **attrs), tuple(self.shape[axis] for axis in perm))
-
-    def slice(self) -> None:
-        axis, written = self.axis()
-        size, step = self.shape[axis], self.draw(st.sampled_from([1, 2, 3, -1, -2]))
-        start = self.pick(-size - 2, size + 1)
-        end = self.draw(st.sampled_from([*range(-size - 2, size + 3), 2**63 - 1, -(2**63) + 1]))
-        length = len(range(*sliced(start, end, step, size)))
-        if length:
-            self.then(self.b.slice(self.tensor, start, end, written, step), self.sized(axis, length))
-
-    def split(self) -> None:
-        axis, written = self.axis()
-        size = self.shape[axis]
-        if size < 2:
-            return
-        cuts = sorted(self.draw(st.sets(st.integers(1, size - 1), min_size=1, max_size=2)))
-        sizes = np.diff([0, *cuts, size]).tolist()
-        parts = self.b.ops("Split", self.tensor, self.b.ints(*sizes), count=len(sizes), axis=written)
-        if self.draw(st.booleans()):
-            order = self.draw(st.permutations(parts))
-            self.then(self.b.op("Concat", *order, axis=written), self.shape)
-        else:
-            kept = self.pick(0, len(parts) - 1)
-            self.then(parts[kept], self.sized(axis, sizes[kept]))
-
-    def concat(self) -> None:
-        axis, written = self.axis()
-        size = self.shape[axis]
-        part = self.b.slice(self.tensor, 0, max(1, size - 1), axis)
-        self.then(self.b.op("Concat", part, self.tensor, axis=written), self.sized(axis, size + max(1, size - 1)))
-
-    def pad(self) -> None:
-        rank = len(self.shape)
-        if self.draw(st.booleans()):
-            axis, written = self.axis()
-            axes = [axis]
-            extra = ["", self.b.ints(written)]
-        else:
-            axes, extra = list(range(rank)), self.draw(st.sampled_from([[], [self.b.constant(0.0)]]))
-        before = [self.pick(-1, 2) if self.shape[axis] > 2 else self.pick(0, 2) for axis in axes]
-        after = [self.pick(-1, 2) if self.shape[axis] > 2 else self.pick(0, 2) for axis in axes]
-        shape = list(self.shape)
-        for axis, x, y in zip(axes, before, after, strict=True):
-            shape[axis] += x + y
-        self.then(self.b.op("Pad", self.tensor, self.b.ints(*before, *after), *extra), tuple(shape))
-
-    def gather(self) -> None:
-        axis, written = self.axis()
-        size = self.shape[axis]
-        shape = self.draw(st.sampled_from([(), (1,), (3,), (2, 2)] if len(self.shape) > 1 else [(1,), (3,), (2, 2)]))
-        values = [self.pick(-size, size - 1) for _ in range(math.prod(shape))]
-        indices = self.b.constant(np.array(values, np.int64).reshape(shape))
-        self.then(
-            self.b.op("Gather", self.tensor, indices, axis=written), (*self.shape[:axis], *shape, *self.shape[axis + 1 :])
-        )
-
-    def unsqueeze(self) -> None:
-        axis, written = self.axis(len(self.shape) + 1)
-        shape = (*self.shape[:axis], 1, *self.shape[axis:])
-        self.then(self.b.op("Unsqueeze", self.tensor, self.b.ints(written)), shape)
-
-    def squeeze(self) -> None:
-        ones = [axis for axis, size in enumerate(self.shape) if size == 1]
-        if ones and len(self.shape) > 1:
-            axis = self.draw(st.sampled_from(ones))
-            shape = self.shape[:axis] + self.shape[axis + 1 :]
-            self.then(self.b.op("Squeeze", self.tensor, self.b.ints(axis)), shape)
-
-    def expand(self) -> None:
-        target = tuple(self.pick(1, 3) if size == 1 else self.draw(st.sampled_from([1, size])) for size in self.shape)
-        target = (*([2] if self.draw(st.booleans()) else []), *target)
-        self.then(self.b.op("Expand", self.tensor, self.b.ints(*target)), np.broadcast_shapes(self.shape, target))
-
-    def flatten(self) -> None:
-        axis = self.pick(-len(self.shape), len(self.shape))
-        at = axis + len(self.shape) if axis < 0 else axis
-        shape = (math.prod(self.shape[:at]), math.prod(self.shape[at:]))
-        self.then(self.b.op("Flatten", self.tensor, axis=axis), shape)
-
-    def depth_to_space(self) -> None:
-        if len(self.shape) == 4 and self.shape[1] % 4 == 0:
-            n, c, h, w = self.shape
-            mode = self.draw(st.sampled_from([{}, {"mode": "DCR"}, {"mode": "CRD"}]))
-            self.then(self.b.op("DepthToSpace", self.tensor, blocksize=2, **mode), (n, c // 4, h * 2, w * 2))
-
-    def space_to_depth(self) -> None:
-        if len(self.shape) == 4 and self.shape[2] % 2 == 0 and self.shape[3] % 2 == 0:
-            n, c, h, w = self.shape
-            self.then(self.b.op("SpaceToDepth", self.tensor, blocksize=2), (n, c * 4, h // 2, w // 2))
-
-    def identity(self) -> None:
-        self.then(self.b.op("Identity", self.tensor), self.shape)
-
-    GROWING = (concat, pad, gather, expand)
-    OTHERS = (reshape, transpose, slice, split, unsqueeze, squeeze, flatten, depth_to_space, space_to_depth, identity)
-
-    def step(self) -> None:
-        small = math.prod(self.shape) <= MOST_ELEMENTS / 3 and len(self.shape) < 6
-        self.draw(st.sampled_from([*self.OTHERS, *(self.GROWING if small else ())]))(self)
-
-
-def sliced(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
-    """What the ONNX specification makes of the bounds of a Slice."""
-    low, high = (0, size) if step > 0 else (-1, size - 1)
-    start = start + size if start < 0 else start
-    end = end + size if end < 0 else end
-    return min(max(start, 0), high), min(max(end, low), high), step
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> Chain:
-    chain = Chain(draw)
-    for _ in range(draw(st.integers(1, 6))):
-        chain.step()
-    return chain
-
-
 @fast
 @given(chains())
 def test_the_indices_of_a_random_chain_are_what_onnx_runtime_makes_of_it(chain: Chain) -> None:
@@ -213,6 +53,17 @@ def test_the_indices_of_a_random_chain_are_what_onnx_runtime_makes_of_it(chain: 
     assert region.source.name == "x" and indices.shape == chain.shape
     data = np.random.default_rng(0).standard_normal(tuple(region.source.shape)).astype(np.float32)
     np.testing.assert_array_equal(moved(indices, data), run(model, data)[0])
+
+
+@fast
+@given(chains(batch=True), st.sampled_from([1, 3]))
+def test_the_indices_of_a_random_chain_hold_for_another_batch_as_well(chain: Chain, batch: int) -> None:
+    model = chain.b.model(chain.tensor)
+    graph = graphs.load(model)
+    region = Movement(Facts(graph, [{"batch": batch}])).region(graph.outputs[0])
+    assert region is not None and region.indices[0].shape == (batch, *chain.shape)
+    data = np.random.default_rng(0).standard_normal((batch, *region.source.shape[1:])).astype(np.float32)
+    np.testing.assert_array_equal(moved(region.indices[0], data), run(model, data)[0])
 
 
 @fast
@@ -307,7 +158,15 @@ def test_the_axes_of_an_affine_form_cannot_be_merged_any_further() -> None:
 
 @pytest.mark.parametrize(
     ("indices", "same"),
-    [([[0, 1], [2, 3]], True), ([0], True), ([], False), ([1, 2], False), ([0, 2, 1, 3], False), ([0, PAD], False), ([0, 0, 2], False)],
+    [
+        ([[0, 1], [2, 3]], True),
+        ([0], True),
+        ([], False),
+        ([1, 2], False),
+        ([0, 2, 1, 3], False),
+        ([0, PAD], False),
+        ([0, 0, 2], False),
+    ],
 )
 def test_identity_keeps_every_element_in_order(indices: list[Any], same: bool) -> None:
     assert is_identity(np.array(indices, np.int32)) == same
@@ -393,11 +252,16 @@ def test_a_partition_that_is_wrong_in_one_place_is_another_one(geometry: Any, da
 @fast
 @given(geometries(), st.data())
 def test_another_shift_or_window_gives_other_indices(geometry: Any, data: st.DataObject) -> None:
-    size, window, shift, roll_first = geometry
+    size, window, shift, _ = geometry
     other = tuple(data.draw(st.integers(0, min(w, s) - 1)) for w, s in zip(window, size, strict=True))
     b = Builder()
     movement, targets = load(
-        b.model(*(shifted_partition(b, b.input((1, *size, 1), f"x{s}"), size, window, s, 1) for s in dict.fromkeys((shift, other))))
+        b.model(
+            *(
+                shifted_partition(b, b.input((1, *size, 1), f"x{s}"), size, window, s, 1)
+                for s in dict.fromkeys((shift, other))
+            )
+        )
     )
     found = [movement.region(t) for t in targets]
     for s, region in zip(dict.fromkeys((shift, other)), found, strict=True):
@@ -405,7 +269,7 @@ def test_another_shift_or_window_gives_other_indices(geometry: Any, data: st.Dat
         np.testing.assert_array_equal(region.indices[0][..., 0], window_tokens(size, window, s))
 
 
-def test_a_window_size_is_padded_to_before_the_partition() -> None:
+def test_what_is_padded_is_marked_in_the_partition() -> None:
     b = Builder()
     region = region_of(b.model(shifted_partition(b, b.input((1, 5, 7, 1)), (5, 7), (3, 4), (1, 2), 1)))
     assert (region.indices[0] == PAD).sum() == math.prod(padded_size((5, 7), (3, 4))) - 35
@@ -436,8 +300,16 @@ SINGLE_OPS: list[tuple[tuple[int, ...], Callable[[Builder, str], str], Any]] = [
     ((2, 2), lambda b, x: b.op("Transpose", x), [[0, 2], [1, 3]]),
     ((2, 2), lambda b, x: b.op("Concat", x, x, axis=-1), [[0, 1, 0, 1], [2, 3, 2, 3]]),
     ((1, 4, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2), [[[[0, 1], [2, 3]]]]),
-    ((1, 8, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="DCR"), [[[[0, 2], [4, 6]], [[1, 3], [5, 7]]]]),
-    ((1, 8, 1, 1), lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="CRD"), [[[[0, 1], [2, 3]], [[4, 5], [6, 7]]]]),
+    (
+        (1, 8, 1, 1),
+        lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="DCR"),
+        [[[[0, 2], [4, 6]], [[1, 3], [5, 7]]]],
+    ),
+    (
+        (1, 8, 1, 1),
+        lambda b, x: b.op("DepthToSpace", x, blocksize=2, mode="CRD"),
+        [[[[0, 1], [2, 3]], [[4, 5], [6, 7]]]],
+    ),
     ((1, 1, 2, 2), lambda b, x: b.op("SpaceToDepth", x, blocksize=2), [[[[0]], [[1]], [[2]], [[3]]]]),
     ((2, 3), lambda b, x: b.op("Flatten", x, axis=0), [[0, 1, 2, 3, 4, 5]]),
     ((2, 3), lambda b, x: b.reshape(x, 0, -1, 1), [[[0], [1], [2]], [[3], [4], [5]]]),
@@ -467,7 +339,7 @@ NO_MOVEMENT: dict[str, Callable[[Builder, str], str]] = {
     "slices where the input says": lambda b, x: b.op("Slice", x, b.input((1,), "start", np.int64), b.ints(4)),
     "gathers what the input says": lambda b, x: b.op("Gather", x, b.input((2,), "index", np.int64)),
     "reshapes as the input says": lambda b, x: b.op("Reshape", x, b.input((2,), "shape", np.int64)),
-    "is of another domain": lambda b, x: b.op("Transpose", x, domain="elsewhere"),
+    "is of another domain": lambda b, x: b.op("Transpose", x, domain="elsewhere", perm=[1, 0]),
     "computes": lambda b, x: b.op("Relu", x),
 }
 
@@ -475,7 +347,8 @@ NO_MOVEMENT: dict[str, Callable[[Builder, str], str]] = {
 @pytest.mark.parametrize("name", NO_MOVEMENT)
 def test_it_is_no_movement_what(name: str) -> None:
     b = Builder(opset=18)
-    graph = graphs.load(b.model(NO_MOVEMENT[name](b, b.input((4, 4)))))
+    made = NO_MOVEMENT[name](b, b.input((4, 4)))
+    graph = graphs.load(b.model(made, shapes={"y": (4, 4)} if "domain" in name else None))
     assert not is_movement(graph.nodes[-1], Facts(graph))
 
 
@@ -576,7 +449,10 @@ ALIKE: dict[str, tuple[tuple[int, ...], list[Callable[[Builder, str], str]]]] = 
     "step of a Slice": ((4, 4), [lambda b, x: b.slice(x, 0, 2, 0), lambda b, x: b.slice(x, 0, 4, 0, 2)]),
     "axis of a Slice": (
         (4, 4, 4),
-        [lambda b, x: b.slice(b.slice(x, 0, 2, 0), 0, 2, 1), lambda b, x: b.transpose(b.slice(b.slice(x, 0, 2, 1), 0, 2, 0), 1, 0, 2)],
+        [
+            lambda b, x: b.slice(b.slice(x, 0, 2, 0), 0, 2, 1),
+            lambda b, x: b.transpose(b.slice(b.slice(x, 0, 2, 1), 0, 2, 0), 1, 0, 2),
+        ],
     ),
     "axes or steps of a Slice": (
         (2, 4, 4),
@@ -585,18 +461,30 @@ ALIKE: dict[str, tuple[tuple[int, ...], list[Callable[[Builder, str], str]]]] = 
             lambda b, x: b.op("Slice", x, b.ints(0, 0), b.ints(2, 4), "", b.ints(1, 2)),
         ],
     ),
-    "indices of a Gather": ((3, 3), [lambda b, x: b.op("Gather", x, b.ints(0, 1)), lambda b, x: b.op("Gather", x, b.ints(1, 0))]),
+    "indices of a Gather": (
+        (3, 3),
+        [lambda b, x: b.op("Gather", x, b.ints(0, 1)), lambda b, x: b.op("Gather", x, b.ints(1, 0))],
+    ),
     "axis of a Gather": (
         (3, 3),
-        [lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=0), lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=1)],
+        [
+            lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=0),
+            lambda b, x: b.op("Gather", x, b.ints(2, 1, 0), axis=1),
+        ],
     ),
-    "permutation of a Transpose": ((2, 2, 2), [lambda b, x: b.transpose(x, 0, 2, 1), lambda b, x: b.transpose(x, 1, 0, 2)]),
+    "permutation of a Transpose": (
+        (2, 2, 2),
+        [lambda b, x: b.transpose(x, 0, 2, 1), lambda b, x: b.transpose(x, 1, 0, 2)],
+    ),
     "output of a Split": ((4,), [lambda b, x, i=i: b.ops("Split", x, b.ints(2, 2), count=2)[i] for i in (0, 1)]),
     "sizes of a Split": (
         (6,),
         [lambda b, x, s=s: b.ops("Split", x, b.ints(*s), count=3)[1] for s in ([1, 2, 3], [3, 2, 1])],
     ),
-    "places of a Pad": ((3, 3), [lambda b, x: b.op("Pad", x, b.ints(1, 0, 0, 0)), lambda b, x: b.op("Pad", x, b.ints(0, 0, 1, 0))]),
+    "places of a Pad": (
+        (3, 3),
+        [lambda b, x: b.op("Pad", x, b.ints(1, 0, 0, 0)), lambda b, x: b.op("Pad", x, b.ints(0, 0, 1, 0))],
+    ),
     "order of a Concat": (
         (2, 2),
         [
@@ -617,7 +505,10 @@ ALIKE: dict[str, tuple[tuple[int, ...], list[Callable[[Builder, str], str]]]] = 
     ),
     "shape of a Reshape": (
         (12,),
-        [lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 3, 4)), 12), lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 4, 3)), 12)],
+        [
+            lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 3, 4)), 12),
+            lambda b, x: b.reshape(b.op("Transpose", b.reshape(x, 4, 3)), 12),
+        ],
     ),
 }
 

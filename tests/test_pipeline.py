@@ -274,7 +274,7 @@ def test_the_names_are_verb_phrases_in_kebab_case() -> None:
         assert name == kind.name == name.lower() and "_" not in name and kind.__doc__
 
 
-# ----------------------------------------------------------------------------------------------- running and rolling back
+# ------------------------------------------------------------------------------------------ running and rolling back
 
 
 def first(rewriter: Rewriter, op: str) -> gs.Node:
@@ -363,13 +363,19 @@ class ReplaceWeight(Wrong):
 
 
 @dataclass(frozen=True)
+class FoldWrongly(Wrong):
+    def run(self, rewriter: Rewriter) -> None:
+        rewriter.fold(first(rewriter, "Tanh").outputs[0], np.ones(3, np.float32))
+
+
+@dataclass(frozen=True)
 class ChangeShape(Wrong):
     def run(self, rewriter: Rewriter) -> None:
         node = first(rewriter, "Tanh")
         rewriter.replace(node.outputs[0], rewriter.op("Transpose", rewriter.op("Tanh", node.inputs[0]), perm=[1, 0]))
 
 
-NUMBERS = [ChangeNumbers(), MakeNan(), ChangeAttribute(), ReplaceWeight(), WriteIntoWeight()]
+NUMBERS = [ChangeNumbers(), MakeNan(), ChangeAttribute(), ReplaceWeight(), WriteIntoWeight(), FoldWrongly()]
 STRUCTURE = [Raise(), UnknownOp(), CutEdge(), RenameOutput(), DropInput()]
 
 
@@ -452,6 +458,24 @@ def test_a_pass_that_does_harm_after_having_refused_keeps_its_refusals() -> None
             raise ValueError("gone")
 
     assert [r.reason for r in run(RefuseThenRaise())[1].refusals] == ["not here"]
+
+
+def test_what_an_undone_pass_learned_of_its_tensors_is_forgotten() -> None:
+    shapes = []
+
+    @dataclass(frozen=True)
+    class Make(Wrong):
+        op: str
+
+        def run(self, rewriter: Rewriter) -> None:
+            x = rewriter.graph.inputs[0]
+            made = rewriter.op(self.op, x, hint="made")
+            shapes.append((made.name, rewriter.facts.dims(made)))
+            if self.op == "Transpose":
+                raise ValueError("undo me")
+
+    swinopt.optimize(model(), passes=Pipeline(Make("Transpose"), Make("Exp")), verify=False)
+    assert shapes == [("made", (3, None)), ("made", (None, 3))]
 
 
 def test_a_harmful_pass_that_comes_again_is_undone_again() -> None:

@@ -59,24 +59,56 @@ def test_all_of_the_shape_arithmetic_of_a_static_model() -> None:
     assert weights(after)["target"].tolist() == [2, 48]
 
 
+SIZES = """shape = Shape(x)
+    n = Gather(shape, i0)  c = Gather(shape, i1)  h = Gather(shape, i2)  w = Gather(shape, i3)
+    ch = Mul(c, h)  n1 = Unsqueeze(n, axis)  ch1 = Unsqueeze(ch, axis)  w1 = Unsqueeze(w, axis)
+    target = Concat<axis = 0>(n1, ch1, w1)"""
+INDICES = {**{f"i{i}": np.array(i) for i in range(4)}, "axis": ints(0)}
+
+
 def test_of_a_dynamic_batch_all_but_the_batch() -> None:
-    before = parse(
-        """g (float[N, 3, 4, 4] x) => (float[N, 12, 4] y) {
-            shape = Shape(x)
-            n = Gather(shape, i0)  c = Gather(shape, i1)  h = Gather(shape, i2)  w = Gather(shape, i3)
-            ch = Mul(c, h)
-            n1 = Unsqueeze(n, axis)  ch1 = Unsqueeze(ch, axis)  w1 = Unsqueeze(w, axis)
-            target = Concat<axis = 0>(n1, ch1, w1)  y = Reshape(x, target)
-        }""",
-        **{f"i{i}": np.array(i) for i in range(4)},
-        axis=ints(0),
-    )
-    rest = {"Shape": 1, "Gather": 1, "Unsqueeze": 1, "Concat": 1, "Reshape": 1}
-    after = rewrites(before, FoldConstants(), expect=rest)
-    assert {name: value.tolist() for name, value in weights(after).items() if name in ("ch1", "w1")} == {
-        "ch1": [12],
-        "w1": [4],
-    }
+    text = f"g (float[N, 3, 4, 4] x) => (int64[3] y) {{ {SIZES}  y = Neg(target) }}"
+    rest = {"Shape": 1, "Gather": 1, "Unsqueeze": 1, "Concat": 1, "Neg": 1}
+    after = rewrites(parse(text, **INDICES), FoldConstants(), expect=rest)
+    known = {name: value.tolist() for name, value in weights(after).items() if name in ("ch1", "w1")}
+    assert known == {"ch1": [12], "w1": [4]}
+
+
+def test_a_reshape_that_needs_no_arithmetic_of_a_dynamic_batch_loses_it() -> None:
+    text = f"g (float[N, 3, 4, 4] x) => (float[N, 12, 4] y) {{ {SIZES}  y = Reshape(x, target) }}"
+    after = rewrites(parse(text, **INDICES), FoldConstants(), expect={"Reshape": 1})
+    assert weights(after)[after.graph.node[0].input[1]].tolist() == [0, 12, 4]
+
+
+def test_a_reshape_that_moves_the_dynamic_batch_infers_it() -> None:
+    text = """g (float[N, 3, 4] x) => (float[M, 4] y) {
+        shape = Shape(x)  n = Gather(shape, i0)  c = Gather(shape, i1)  nc = Mul(n, c)  nc1 = Unsqueeze(nc, axis)
+        target = Concat<axis = 0>(nc1, i4)  y = Reshape(x, target)
+    }"""
+    before = parse(text, i0=np.array(0), i1=np.array(1), i4=ints(4), axis=ints(0))
+    after = rewrites(before, FoldConstants(), expect={"Reshape": 1})
+    assert weights(after)[after.graph.node[0].input[1]].tolist() == [-1, 4]
+
+
+def test_a_reshape_with_two_sizes_to_infer_keeps_its_arithmetic() -> None:
+    text = """g (float[N, M, 4] x) => (float[M, N, 4] y) {
+        shape = Shape(x)  order = Gather(shape, swapped)  y = Reshape(x, order)
+    }"""
+    leaves_alone(parse(text, swapped=ints(1, 0, 2)), FoldConstants())
+
+
+def test_a_reshape_that_is_another_one_for_a_single_image_keeps_its_arithmetic() -> None:
+    text = """g (float[N, 6] x) => (float[N, A, B] y) {
+        shape = Shape(x)  n = Slice(shape, i0, i1)  single = Equal(n, i1)  tail = Where(single, flipped, usual)
+        target = Concat<axis = 0>(n, tail)  y = Reshape(x, target)
+    }"""
+    before = parse(text, i0=ints(0), i1=ints(1), usual=ints(2, 3), flipped=ints(3, 2))
+    assert_equivalent(before, FoldConstants()(before), tolerance=0)
+    leaves_alone(before, FoldConstants())
+
+
+def test_a_reshape_whose_target_is_an_input_is_left_alone() -> None:
+    leaves_alone("g (float[2, 6] x, int64[3] target) => (float[A, B, C] y) { y = Reshape(x, target) }", FoldConstants())
 
 
 def test_a_slice_of_a_shape_that_leaves_the_batch_out() -> None:
@@ -352,10 +384,11 @@ def test_within_the_budget_it_is_folded(op: str) -> None:
 
 def test_the_budget_counts_all_together() -> None:
     before = parse(
-        "g (float[64, 64] x) => (float[64, 64] y) { a = Expand(v, s)  b = Expand(w, s)  t = Add(x, a)  y = Mul(t, b) }",
+        "g (float[64, 64] x) => (float[64, 64] y) { a = Expand(v, s)  b = Expand(w, r)  t = Add(x, a)  y = Mul(t, b) }",
         v=floats(64),
         w=floats(1, 64),
         s=ints(64, 64),
+        r=ints(64, 64),
     )
     growth = 64 * 64 * 4 - 64 * 4 - 16
     for budget, folded in ((growth - 1, 0), (growth, 1), (2 * growth - 1, 1), (2 * growth, 2)):
