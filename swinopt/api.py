@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt import graph as graphs
 from swinopt import ops, opset, targets
-from swinopt.errors import ModelError
+from swinopt.errors import ModelError, VerificationError
 from swinopt.graph import ModelLike, op_counts
 from swinopt.pipeline import Pass, Pipeline, Progress, execute
 from swinopt.report import Report
@@ -90,6 +90,7 @@ def optimize(
     Raises:
         ModelError: the model cannot be read, its weights hold NaN, or its opset cannot be converted.
         OptionError: the target, a pass or an option is not known.
+        VerificationError: ONNX Runtime cannot run the untouched model, so that nothing could be verified.
         MissingDependencyError: ``verify`` is asked for and onnxruntime is not installed.
     """
     start = time.perf_counter()
@@ -97,7 +98,7 @@ def optimize(
     steps = _as_pipeline(passes) if passes is not None else goal.build()
     source = graphs.load_model(model)
     _refuse_nan(source)
-    reference = Reference(source) if verify else None
+    reference = _reference(source) if verify else None
     graph = graphs.load(source, opset=goal.opset)
     reports = execute(steps, graph, reference=reference, progress=_progress(progress))
     optimized = _lowered(graph, goal)
@@ -116,6 +117,15 @@ def optimize(
         max_abs_diff=final.max_abs if final else None,
     )
     return Optimized(optimized, report)
+
+
+def _reference(model: onnx.ModelProto) -> Reference:
+    try:
+        return Reference(model)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error}. Without its numbers nothing can be verified; verify=False (--no-verify) checks the structure alone"
+        ) from error
 
 
 def _as_pipeline(passes: Pass | Sequence[Pass] | str) -> Pipeline:
