@@ -124,7 +124,7 @@ def _reference(model: onnx.ModelProto) -> Reference:
         return Reference(model)
     except VerificationError as error:
         raise VerificationError(
-            f"{error}. Without its numbers nothing can be verified; verify=False (--no-verify) checks the structure alone"
+            f"{error}. There is nothing to verify against; verify=False (--no-verify) checks the structure alone"
         ) from error
 
 
