@@ -87,7 +87,10 @@ def operand_of(tensor: Tensor, heads: int, movement: Movement, *, transposed: bo
         if not is_movement(node, facts):
             passed[id(node)] = next(i for i, t in enumerate(node.inputs) if t is below)
         current = below
-    passes_on: Callable[[gs.Node], int | None] = lambda node: passed.get(id(node))  # noqa: E731
+
+    def passes_on(node: gs.Node) -> int | None:
+        return passed.get(id(node))
+
     region = movement.region(tensor, stop=[linear.output], transparent=passes_on)
     if region is None:
         raise NoAttention("q, k or v comes from several tensors")

@@ -19,15 +19,11 @@ class Snapshot:
 
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
-        self._order = list(graph.nodes)
-        self._interface = list(graph.inputs), list(graph.outputs)
-        self._nodes = [
-            (node, node.name, node.op, node.domain, dict(node.attrs), list(node.inputs), list(node.outputs))
-            for node in _all_nodes(graph)
-        ]
-        tensors = {id(t): t for _, _, _, _, _, ins, outs in self._nodes for t in (*ins, *outs)}
-        tensors.update((id(t), t) for side in self._interface for t in side)
-        self._tensors = [(t, type(t), _plain(t)) for t in tensors.values()]
+        self._graphs = [(g, _fields(g)) for g in (graph, *graph.subgraphs(recursive=True))]
+        self._nodes = [(node, _fields(node)) for node in _all_nodes(graph)]
+        tensors = {id(t): t for node, _ in self._nodes for t in (*node.inputs, *node.outputs)}
+        tensors.update((id(t), t) for g, _ in self._graphs for t in (*g.inputs, *g.outputs))
+        self._tensors = [(tensor, type(tensor), _fields(tensor)) for tensor in tensors.values()]
         for tensor in tensors.values():
             # Arrays are shared with the snapshot: a pass that writes into one fails at once instead of escaping it.
             if isinstance(tensor, gs.Constant) and isinstance(tensor._values, np.ndarray):
@@ -35,30 +31,39 @@ class Snapshot:
 
     def restore(self) -> None:
         """Undoes every change since the snapshot was taken."""
-        for node in _all_nodes(self._graph):
-            node.inputs.clear()
-            node.outputs.clear()
-        for tensor, kind, state in self._tensors:
-            tensor.inputs.clear()
-            tensor.outputs.clear()
-            edges = {"inputs": tensor.inputs, "outputs": tensor.outputs}
+        for graph, fields in self._graphs:
+            _restore(graph, fields)
+        for node, fields in self._nodes:
+            _restore(node, fields)
+        for tensor, kind, fields in self._tensors:
             tensor.__class__ = kind
-            tensor.__dict__.clear()
-            tensor.__dict__.update(edges)
-            tensor.__dict__.update(state)
-        for node, name, op, domain, attrs, inputs, outputs in self._nodes:
-            node.name, node.op, node.domain, node.attrs = name, op, domain, attrs
-            node.inputs.clear()
-            node.outputs.clear()
-            node.inputs.extend(inputs)
-            node.outputs.extend(outputs)
-        self._graph.nodes = self._order
-        self._graph.inputs, self._graph.outputs = self._interface
+            _restore(tensor, fields)
+
+
+_EDGES = ("inputs", "outputs")
 
 
 def _all_nodes(graph: gs.Graph) -> list[gs.Node]:
     return [*graph.nodes, *subgraph_nodes(graph)]
 
 
-def _plain(tensor: Any) -> dict[str, Any]:
-    return {key: value for key, value in vars(tensor).items() if key not in ("inputs", "outputs")}
+def _fields(thing: Any) -> dict[str, Any]:
+    """What the object's attributes are, with lists and dictionaries as copies."""
+    return {key: _copied(value) for key, value in vars(thing).items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def _restore(thing: Any, fields: dict[str, Any]) -> None:
+    # The lists of edges of nodes and tensors stay the objects that they are, and are written into as plain lists: both
+    # ends are restored here, and what onnx_graphsurgeon does to keep them in step fails where a pass left them apart.
+    lists = {key: vars(thing)[key] for key in _EDGES if not isinstance(thing, gs.Graph)}
+    thing.__dict__.clear()
+    thing.__dict__.update({key: _copied(value) for key, value in fields.items()}, **lists)
+    for key, items in lists.items():
+        list.clear(items)
+        list.extend(items, fields[key])

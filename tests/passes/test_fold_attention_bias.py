@@ -235,7 +235,6 @@ WHOLE: dict[str, Write] = {
     "one pair is minus infinity": in_one(change=spoilt((MASKED[0], slice(None), *MASKED[1:]), -np.inf)),
     "the mask differs between heads": in_one(change=spoilt((0, 1, 0, 1), -100.0)),
     "a pair is minus infinity in every window": in_one(change=spoilt((slice(None), slice(None), 0, 1), -np.inf)),
-    "there is no mask": in_one(0.0),
 }
 
 
@@ -246,7 +245,7 @@ def test_a_constant_is_left_whole_where(name: str) -> None:
     leaves_alone(before, FOLD)
 
 
-@pytest.mark.parametrize("name", [n for n in WHOLE if n != "there is no mask"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_what_computes_it_is_folded_to_one_constant_all_the_same_where(name: str) -> None:
     after = rewrites(attention(lambda b: b.op("Identity", WHOLE[name](b))), FOLD, applied=1, expect=FOLDED)
     assert [w.shape for w in weights_of(after)] == [(4, HEADS, N, N)]
@@ -255,6 +254,11 @@ def test_what_computes_it_is_folded_to_one_constant_all_the_same_where(name: str
 @pytest.mark.parametrize("shape", [(HEADS, N, N), (1, HEADS, N, N), (4, 1, N, N), (N,), ()], ids=str)
 def test_a_constant_that_is_apart_already_is_left_alone(shape: tuple[int, ...]) -> None:
     leaves_alone(attention(lambda b: b.weights(*shape)), FOLD)
+
+
+def test_a_constant_that_is_alike_in_all_windows_is_kept_once() -> None:
+    after = rewrites(attention(in_one(0.0)), FOLD, applied=1, expect=FOLDED)
+    assert [w.shape for w in weights_of(after)] == [(HEADS, N, N)]
 
 
 def test_a_bias_that_is_repeated_for_the_batch_is_kept_once() -> None:
