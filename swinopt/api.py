@@ -148,6 +148,8 @@ def _refuse_nan(model: onnx.ModelProto) -> None:
 
 def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:
     model = graphs.to_model(graph, bodies=goal.bodies)
+    if goal.plugins:
+        ops.name_plugins(model)
     if goal.newest_opset and graph.opset > goal.newest_opset:
         model = opset.convert(model, goal.newest_opset)
     return model

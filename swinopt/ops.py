@@ -452,6 +452,18 @@ def attach_bodies(model: ModelProto) -> None:
     _import_domain(model)
 
 
+def name_plugins(model: ModelProto) -> None:
+    """Writes into every node of the domain which TensorRT plugin runs it, in place.
+
+    A parser that knows functions prefers a body to a plugin, unless the node asks for the plugin by name.
+    """
+    for node in _nodes(model):
+        if node.domain == DOMAIN:
+            named = {attribute.name for attribute in node.attribute}
+            wanted = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+            node.attribute.extend(helper.make_attribute(k, v) for k, v in wanted.items() if k not in named)
+
+
 def strip_bodies(model: ModelProto) -> None:
     """Takes away what :func:`attach_bodies` added, in place; the nodes stay, without empty inputs at their end."""
     nodes = list(_nodes(model))

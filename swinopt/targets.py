@@ -19,6 +19,7 @@ class Target:
         description: one line for people.
         opset: the standard opset that models are brought up to before anything else; newer ones are left.
         newest_opset: the newest opset that the runtime's parser reads; None if it is not known to have a limit.
+        plugins: whether plugins run the swinopt ops; each then names the plugin's namespace and version.
         bodies: whether custom ops come with their function bodies.
         build: makes the pipeline.
     """
@@ -27,6 +28,7 @@ class Target:
     description: str
     opset: int
     newest_opset: int | None
+    plugins: bool
     bodies: bool
     build: Callable[[], Pipeline]
 
@@ -86,10 +88,10 @@ def _onnxruntime() -> Pipeline:
 TARGETS = {
     target.name: target
     for target in (
-        Target("portable", "standard ONNX ops only, for any runtime", 17, None, True, _portable),
-        Target("onnxruntime", "standard ops and those of com.microsoft", 17, None, True, _onnxruntime),
-        Target("tensorrt", "TensorRT 10 and newer, with the swinopt plugins", 20, None, True, _tensorrt),
-        Target("tensorrt-8.6", "TensorRT 8.6, with the swinopt plugins", 17, 17, False, _tensorrt_8_6),
+        Target("portable", "standard ONNX ops only, for any runtime", 17, None, False, True, _portable),
+        Target("onnxruntime", "standard ops and those of com.microsoft", 17, None, False, True, _onnxruntime),
+        Target("tensorrt", "TensorRT 10 and newer, with the swinopt plugins", 20, None, True, True, _tensorrt),
+        Target("tensorrt-8.6", "TensorRT 8.6, with the swinopt plugins", 17, 17, True, False, _tensorrt_8_6),
     )
 }
 

@@ -22,7 +22,7 @@ W = np.arange(6, dtype=np.float32).reshape(2, 3)
 def model() -> onnx.ModelProto:
     """A bit of everything: weights, several outputs, attributes of all kinds, optional inputs, a branch in a branch."""
     return parse(
-        """g (float[2, 3] x, bool c) => (float[3, 2] y, float[2, 3] z) {
+        """g (float[2, 3] x, bool c, float[1] unused) => (float[3, 2] y, float[2, 3] z) {
             a = Add(x, w)
             p, q = Split<axis = 0, num_outputs = 2>(a)
             j = Concat<axis = 0>(q, p)

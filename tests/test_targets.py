@@ -6,6 +6,7 @@ import swinopt
 from swinopt import opset, targets
 from swinopt.errors import OptionError
 from swinopt.testing import assert_equivalent, parse
+from tests.graphs import swin_attention
 
 GELU = "g (float[N, 6] x) => (float[N, 6] y) { a = Gelu(x)  y = Neg(a) }"
 HALVES = (
@@ -78,3 +79,16 @@ def test_portable_means_standard_ops() -> None:
 def test_a_newer_opset_is_kept_unless_the_target_has_a_limit(name: str) -> None:
     result = swinopt.optimize(parse("g (float[2] x) => (float[2] y) { y = Neg(x) }", opset=21), target=name)
     assert opset.version_of(result.model) == (17 if name == "tensorrt-8.6" else 21)
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_what_a_plugin_runs_names_the_plugin(name: str) -> None:
+    result = swinopt.optimize(swin_attention(), target=name)
+    nodes = [node for node in result.model.graph.node if node.domain == "swinopt"]
+    named = [{a.name: a.s for a in node.attribute if a.name.startswith("plugin_")} for node in nodes]
+    wanted = {"plugin_namespace": b"swinopt", "plugin_version": b"1"}
+    assert named == ([wanted] if name.startswith("tensorrt") else [])
+    # Once more, as on a file that was optimized before: the names are there already.
+    again = swinopt.optimize(result.model, target=name, verify=name != "tensorrt-8.6")
+    assert len(again.model.graph.node) == len(result.model.graph.node)
+    assert all(len({a.name for a in n.attribute}) == len(n.attribute) for n in again.model.graph.node)

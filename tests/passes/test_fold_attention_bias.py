@@ -230,6 +230,7 @@ MASKED = tuple(np.argwhere(MASK)[0])
 WHOLE: dict[str, Write] = {
     "the bias of one window differs": in_one(change=spoilt((1, 0, 2, 3), 0.5)),
     "the bias of one window differs a little": in_one(change=spoilt((1, 0, 2, 3), 1e-3)),
+    "there is no mask, and one window differs a little": in_one(0.0, change=spoilt((1, 0, 2, 3), 1e-3)),
     "the biases of all windows differ": lambda b: b.weights(4, HEADS, N, N),
     "one pair has another mask value": in_one(change=spoilt((MASKED[0], slice(None), *MASKED[1:]), -100.0)),
     "one pair is minus infinity": in_one(change=spoilt((MASKED[0], slice(None), *MASKED[1:]), -np.inf)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swinopt import ops
 from swinopt.passes import FoldWindowPartition, FuseWindowAttention
 from swinopt.testing import assert_equivalent, refuses, rewrites
-from tests.graphs import Builder, swin_attention
+from tests.graphs import Builder, run, swin_attention
 
 FOLD = FoldWindowPartition()
 HEADS, D = 2, 4
@@ -35,6 +35,7 @@ def window_attention(
     roll_first: bool = False,
     mask_value: float | None = None,
     logit_scale: str = "constant",
+    loudness: float = 1.0,
     opset: int = 17,
     dtype: Any = np.float32,
 ) -> onnx.ModelProto:
@@ -45,8 +46,8 @@ def window_attention(
     """
     b = Builder(opset=opset, dtype=dtype)
     x = b.input((batch, *size, C))
-    bias_of_linear = b.weights(3 * C)
-    qkv = b.op("MatMul", x, b.weights(C, 3 * C, scale=C**-0.5))
+    bias_of_linear = b.weights(3 * C, scale=loudness)
+    qkv = b.op("MatMul", x, b.weights(C, 3 * C, scale=loudness * C**-0.5))
     if pad != "no linear":
         qkv = b.op("Add", qkv, bias_of_linear)
     n = int(np.prod(window))
@@ -151,6 +152,14 @@ def test_the_mask_has_the_value_that_the_op_says(mask_value: float) -> None:
 def test_a_factor_per_head_that_is_no_constant() -> None:
     before = window_attention(cosine=True, logit_scale="input")
     assert instead(before, folded(before)) == {**PLAIN, **COSINE, "Unsqueeze": 1}
+
+
+def test_short_vectors_are_normalised_like_long_ones() -> None:
+    """v is as short as q and k, so that the result is compared as a fraction of it."""
+    before = window_attention(cosine=True, loudness=1e-6)
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, C)).astype(np.float32)
+    (expected,), (found,) = run(before, x), run(FOLD(before), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-9)
 
 
 def test_half_precision() -> None:

@@ -327,6 +327,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"more": lambda b, t: [b.op("Sigmoid", t["normed"])]},
         "no linear with constant weights follows",
     ),
+    "the norm is read elsewhere as a view": (
+        {
+            "linear": lambda b, x: b.linear(x, 4 * C, 5, gemm=True),
+            "more": lambda b, t: [b.op("Sigmoid", b.reshape(t["normed"], -1))],
+        },
+        "no linear with constant weights follows",
+    ),
+    "half of the features are a token to the linear": (
+        {"linear": lambda b, x: b.linear(b.reshape(x, 2, -1, 2 * C), 2 * C, 5)},
+        "no linear with constant weights follows",
+    ),
     "the norm runs over two axes": (
         {"write_norm": lambda b, x: b.op("LayerNormalization", x, b.weights(6, 4 * C), b.weights(6, 4 * C), axis=1)},
         "does not run over their features alone",
