@@ -369,6 +369,18 @@ def test_it_is_refused_that(name: str) -> None:
     refuses(before, SIMPLIFY, reason)
 
 
+def test_a_norm_that_is_read_as_a_view_before_the_linear_reads_it_is_refused() -> None:
+    kept: list[str] = []
+
+    def norm(b: Builder, x: str) -> str:
+        normed = b.layer_norm(x, 4 * C)
+        kept.append(b.op("Sigmoid", b.reshape(normed, -1)))
+        return b.reshape(normed, -1, 4 * C)
+
+    before = merging(write_norm=norm, more=lambda b, t: kept)
+    refuses(before, SIMPLIFY, "no linear with constant weights follows")
+
+
 def test_weights_that_are_no_constants_are_refused_without_a_norm_too() -> None:
     before = merging(norm="behind", linear=lambda b, x: b.linear(x, 4 * C, 2 * C, constant=False))
     refuses(before, SIMPLIFY, "no linear with constant weights follows")
