@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from swinopt import graph as graphs
 from swinopt import ops, opset, targets
 from swinopt.errors import ModelError, VerificationError
-from swinopt.graph import ModelLike, op_counts
+from swinopt.graph import ModelLike
 from swinopt.pipeline import Pass, Pipeline, Progress, execute
 from swinopt.report import Report
 from swinopt.verify import Reference
@@ -106,10 +106,8 @@ def optimize(
     report = Report(
         target=goal.name,
         passes=tuple(reports),
-        ops_before=Counter(
-            n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}::{n.op_type}" for n in source.graph.node
-        ),
-        ops_after=op_counts(graph),
+        ops_before=_op_counts(source),
+        ops_after=_op_counts(optimized),
         seconds=time.perf_counter() - start,
         model=_name_of(model, source),
         versions=_versions(),
@@ -150,9 +148,16 @@ def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:
     model = graphs.to_model(graph, bodies=goal.bodies)
     if goal.plugins:
         ops.name_plugins(model)
+    elif ops.uses(model):
+        # What no pass could lower, on maps of open size, is lowered by its definition.
+        model = ops.inline_bodies(model)
     if goal.newest_opset and graph.opset > goal.newest_opset:
         model = opset.convert(model, goal.newest_opset)
     return model
+
+
+def _op_counts(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}::{n.op_type}" for n in model.graph.node)
 
 
 def _progress(progress: bool | Progress) -> Progress | None:

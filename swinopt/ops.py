@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper, parser
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper, parser
 
 from swinopt.errors import ModelError
 
@@ -452,6 +452,24 @@ def attach_bodies(model: ModelProto) -> None:
     _import_domain(model)
 
 
+def inline_bodies(model: ModelProto) -> ModelProto:
+    """The model with every swinopt op replaced by its body, so that standard ops alone are left.
+
+    Raises:
+        ModelError: as :func:`attach_bodies`.
+    """
+    for node in _nodes(model):
+        if node.domain == DOMAIN:
+            # The inliner does not know the defaults of a function's attributes.
+            _set_missing(node, _spec(node.op_type).defaults)
+    attach_bodies(model)
+    inlined = inliner.inline_local_functions(model)
+    imports = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(imports)
+    return inlined
+
+
 def name_plugins(model: ModelProto) -> None:
     """Writes into every node of the domain which TensorRT plugin runs it, in place.
 
@@ -459,9 +477,12 @@ def name_plugins(model: ModelProto) -> None:
     """
     for node in _nodes(model):
         if node.domain == DOMAIN:
-            named = {attribute.name for attribute in node.attribute}
-            wanted = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
-            node.attribute.extend(helper.make_attribute(k, v) for k, v in wanted.items() if k not in named)
+            _set_missing(node, {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)})
+
+
+def _set_missing(node: NodeProto, attributes: Mapping[str, Any]) -> None:
+    there = {attribute.name for attribute in node.attribute}
+    node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items() if k not in there)
 
 
 def strip_bodies(model: ModelProto) -> None:

@@ -197,6 +197,16 @@ def test_a_map_of_open_size_may_have_any_size(size: tuple[int, int], open_sized:
     assert_same_numbers(path, result.model, sizes={"height": size[0], "width": size[1]})
 
 
+def test_a_map_of_open_size_is_portable_in_standard_ops(open_sized: tuple[Path, Optimized]) -> None:
+    path, _ = open_sized
+    result = swinopt.optimize(path, target="portable", verify=False)
+
+    # No pass can lower what it does not know the size of; the definition of the op can.
+    assert {node.domain for node in result.model.graph.node} == {""} and not result.model.functions
+    assert "swinopt::WindowAttention" not in result.report.ops_after
+    assert_same_numbers(path, result.model, sizes={"height": 36, "width": 60})
+
+
 # ------------------------------------------------------------------------------------------------------ other models
 
 

@@ -335,6 +335,15 @@ def test_nodes_may_name_their_plugin_and_end_in_empty_inputs() -> None:
     np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
+def test_inlined_the_op_is_standard_ops_with_its_defaults() -> None:
+    inputs, attrs = tensors((6, 6), (3, 3)), attributes((3, 3), (1, 1))
+    inlined = ops.inline_bodies(model_of({"": (inputs, attrs)}))
+    assert {n.domain for n in inlined.graph.node} == {""} and not inlined.functions
+    assert [o.domain for o in inlined.opset_import] == [""]
+    (output,) = session_of(inlined).run(None, inputs)
+    np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
+
+
 def with_subgraph() -> onnx.ModelProto:
     """A node without pad_qkv in a branch, beside one with it in the main graph."""
     model = model_of({"padded_": (tensors((5, 7), (3, 3), padded=True), attributes((3, 3), (0, 0)))})
