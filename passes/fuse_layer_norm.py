@@ -42,7 +42,7 @@ def _opset_has_it(match: Match, rewriter: Rewriter) -> str | None:
 
 def _axes_are_the_last(match: Match, rewriter: Rewriter) -> str | None:
     axes = _axes(match, rewriter)
-    if axes is None:
+    if not axes:
         return "the axes of the mean are not known"
     if axes != tuple(range(-len(axes), 0)):
         return f"the mean runs over axes {list(axes)}, which are not the last ones"

@@ -25,6 +25,7 @@ from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
 _UNARY = {"Gelu", "Relu", "Erf", "Tanh", "Sigmoid", "Sqrt", "Exp", "Neg", "Cast", "HardSwish", "LeakyRelu", "Clip"}
+_OVER_LAST_AXIS = {"LayerNormalization", "Softmax", "LogSoftmax"}
 _BINARY = {"Add", "Sub", "Mul", "Div", "Pow"}
 
 
@@ -62,7 +63,7 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         return None
     shapes = [(*shape[:-1], out[-1]) for shape, out in zip(base_shapes, out_shapes, strict=True)]
     attrs = dict(node.attrs)
-    if node.op == "LayerNormalization":
+    if node.op in _OVER_LAST_AXIS:
         attrs["axis"] = -1
     moved = rewriter.op(node.op, *lifted, hint=f"{node.outputs[0].name}/map", **attrs)
     rewriter.facts.learn(moved, like=node.outputs[0], shapes=shapes)
@@ -136,7 +137,7 @@ def _is_tokenwise(node: gs.Node, rewriter: Rewriter) -> bool:
     shape = rewriter.facts.shape(node.outputs[0])
     if shape is None or len(shape) < 2:
         return False
-    if node.op == "LayerNormalization":
+    if node.op in _OVER_LAST_AXIS:
         axis = attr(node, "axis", rewriter.graph.opset)
         return axis in (-1, len(shape) - 1) and len(node.outputs) == 1
     if node.op == "MatMul":

@@ -19,9 +19,12 @@ from swinopt import graph as graphs
 from swinopt import ops, opset, targets
 from swinopt.errors import ModelError, VerificationError
 from swinopt.graph import ModelLike
-from swinopt.pipeline import Pass, Pipeline, Progress, execute
+from swinopt.pipeline import Pass, Pipeline, Progress, execute, rounding
 from swinopt.report import Report
-from swinopt.verify import Reference
+from swinopt.structure import fault, foreign_ops, interface
+from swinopt.verify import TOLERANCE, Reference
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def optimize(
     verify: bool = True,
     progress: bool | Progress = False,
 ) -> Optimized:
-    """Turns an exported Swin Transformer into the fastest correct form of it for a runtime.
+    """Turns an exported Swin Transformer into a small, fused and verified graph for a runtime.
 
     Models that are no Swin go through as well: what fits is applied, the rest is left alone.
 
@@ -90,7 +93,8 @@ def optimize(
     Raises:
         ModelError: the model cannot be read, its weights hold NaN, or its opset cannot be converted.
         OptionError: the target, a pass or an option is not known.
-        VerificationError: ONNX Runtime cannot run the untouched model, so that nothing could be verified.
+        ModelError: also where ONNX Runtime cannot run the untouched model, so that nothing could be verified.
+        VerificationError: bringing the result to the target's opset changed its numbers.
         MissingDependencyError: ``verify`` is asked for and onnxruntime is not installed.
     """
     start = time.perf_counter()
@@ -99,10 +103,14 @@ def optimize(
     source = graphs.load_model(model)
     _refuse_nan(source)
     reference = _reference(source) if verify else None
-    graph = graphs.load(source, opset=goal.opset)
+    graph = _loaded(source, goal, reference)
+    broken = fault(graph, interface(graph), foreign_ops(graph))
+    if broken:
+        raise ModelError(f"the model is not valid: {broken}")
     reports = execute(steps, graph, reference=reference, progress=_progress(progress))
     optimized = _lowered(graph, goal)
-    final = reference.check(optimized) if reference else None
+    allowed = max([TOLERANCE, *(step.tolerance for step in steps)]) * rounding(graph)
+    final = _judged(optimized, reference, allowed) if reference else None
     report = Report(
         target=goal.name,
         passes=tuple(reports),
@@ -112,7 +120,7 @@ def optimize(
         model=_name_of(model, source),
         versions=_versions(),
         verified=reference is not None,
-        max_abs_diff=final.max_abs if final else None,
+        max_abs_diff=final,
     )
     return Optimized(optimized, report)
 
@@ -121,9 +129,31 @@ def _reference(model: onnx.ModelProto) -> Reference:
     try:
         return Reference(model)
     except VerificationError as error:
-        raise VerificationError(
+        raise ModelError(
             f"{error}. There is nothing to verify against; verify=False (--no-verify) checks the structure alone"
         ) from error
+
+
+def _loaded(source: onnx.ModelProto, goal: targets.Target, reference: Reference | None) -> gs.Graph:
+    """The model in the target's opset; in its own if the conversion changes its numbers."""
+    graph = graphs.load(source, opset=goal.opset)
+    if reference is not None and graph.opset != opset.version_of(source):
+        failure = reference.judge(graphs.to_model(graph)).failure
+        if failure:
+            return graphs.load(source, opset=graphs.OLDEST_OPSET)
+    return graph
+
+
+def _judged(model: onnx.ModelProto, reference: Reference, tolerance: float) -> float | None:
+    """The largest difference of the finished model to the original.
+
+    Raises:
+        VerificationError: it is no longer the same, although every pass was checked.
+    """
+    outcome = reference.judge(model, tolerance=tolerance)
+    if outcome.failure:
+        raise VerificationError(f"the finished model is not the original any more: {outcome.failure}")
+    return outcome.max_abs
 
 
 def _as_pipeline(passes: Pass | Sequence[Pass] | str) -> Pipeline:
@@ -133,15 +163,19 @@ def _as_pipeline(passes: Pass | Sequence[Pass] | str) -> Pipeline:
 
 
 def _refuse_nan(model: onnx.ModelProto) -> None:
-    for weight in model.graph.initializer:
-        if weight.name == ops.STAND_IN:
-            continue  # a stand-in that function bodies need, and that nothing reads
-        if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
-            # The sum of an array is NaN if any element is, and needs no array of flags as large as the weights.
-            with np.errstate(invalid="ignore"):
-                total = np.sum(onnx.numpy_helper.to_array(weight), dtype=np.float64)
-            if np.isnan(total) and np.isnan(onnx.numpy_helper.to_array(weight)).any():
-                raise ModelError(f"the weight {weight.name!r} holds NaN; the model cannot compute anything with it")
+    nodes = [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    for weight in (*model.graph.initializer, *nodes):
+        if weight.data_type not in _FLOATS or weight.name == ops.STAND_IN:
+            continue  # the stand-in is for function bodies, and nothing reads it
+        try:
+            values = onnx.numpy_helper.to_array(weight)
+        except ValueError as error:
+            raise ModelError(f"the weight {weight.name!r} is damaged: {error}") from error
+        # The sum of an array is NaN if any element is, and needs no array of flags as large as the weights.
+        with np.errstate(invalid="ignore"):
+            total = np.sum(values, dtype=np.float64)
+        if np.isnan(total) and np.isnan(values).any():
+            raise ModelError(f"the weight {weight.name!r} holds NaN; the model cannot compute anything with it")
 
 
 def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:

@@ -50,6 +50,8 @@ def evaluate(node: gs.Node, inputs: Sequence[Array | None], opset: int) -> list[
             outputs = implementation.run(*inputs)
     except Exception as error:
         raise CannotEvaluate(f"{node.op}: {error}") from error
+    if not all(isinstance(output, (np.ndarray, np.generic)) for output in outputs):
+        raise CannotEvaluate(f"{node.op} makes no tensors")  # but a sequence, or an optional one
     return [np.asarray(output) for output in outputs]
 
 

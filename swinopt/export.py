@@ -23,6 +23,7 @@ import numpy as np
 
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, VerificationError
 from swinopt.graph import load_model, save
+from swinopt.opset import version_of
 from swinopt.session import Session
 from swinopt.verify import measure
 
@@ -324,7 +325,12 @@ def _exported(
                 f"the {exporter} exporter cannot export {type(model).__name__}: {_first_line(error)}; "
                 f"exporter={other!r} may"
             ) from error
-        return load_model(draft)
+        exported = load_model(draft)
+    if version_of(exported) != opset:
+        raise OptionError(
+            f"the {exporter} exporter wrote opset {version_of(exported)} instead of {opset}; ask for that"
+        )
+    return exported
 
 
 def _dynamic_shapes(model: torch.nn.Module, examples: tuple[Any, ...]) -> tuple[Any, ...]:

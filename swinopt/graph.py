@@ -1,12 +1,13 @@
 """Reading, writing and asking: how a model gets into a graph and out again, and the questions every pass asks of it.
 
-The graph is a :class:`onnx_graphsurgeon.Graph`. Nothing here changes an edge of it; that is
+The graph is a :class:`onnx_graphsurgeon.Graph`. Once it is loaded nothing here changes an edge of it; that is
 :mod:`swinopt.rewrite`'s business alone.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     except Exception as error:
         raise ModelError(f"the model's graph cannot be read: {error}") from error
     graph.metadata_props = list(proto.metadata_props)
+    graph.model_identity = proto.doc_string, proto.domain, proto.model_version
     _weights_in(graph, weights)
     _constants_out_of_nodes(graph)
     return graph
@@ -191,6 +193,8 @@ def _constants_out_of_nodes(graph: gs.Graph) -> None:
 
 
 def _constant_of(node: gs.Node) -> Array | None:
+    if not node.attrs:
+        return None
     (key, value), *_ = node.attrs.items()
     if key == "value" and isinstance(value, gs.Constant):
         return literal(value)
@@ -221,6 +225,7 @@ def to_model(graph: gs.Graph, *, bodies: bool = True) -> onnx.ModelProto:
     model.ir_version = max(graph.ir_version or 8, onnx.helper.find_min_ir_version_for(model.opset_import, True))
     model.producer_name, model.producer_version = graph.producer_name or "", graph.producer_version or ""
     model.metadata_props.extend(getattr(graph, "metadata_props", ()))
+    model.doc_string, model.domain, model.model_version = getattr(graph, "model_identity", ("", "", 0))
     try:
         proto.input.extend(OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.inputs)
         proto.output.extend(OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs)
@@ -279,6 +284,8 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
                 copy = onnx.ModelProto()
                 copy.CopyFrom(model)
                 onnx.save_model(copy, draft, save_as_external_data=True, location=f"{target.name}.data")
+                # onnx writes the data for its owner alone.
+                os.chmod(f"{draft}.data", stat.S_IMODE(draft.stat().st_mode))
                 os.replace(f"{draft}.data", f"{target}.data")
             os.replace(draft, target)
     except OSError as error:

@@ -301,7 +301,7 @@ def exits(tensor: Tensor, facts: Facts) -> list[Tensor]:
                 continue  # reads no values
             if is_movement(node, facts):
                 pending += node.outputs
-            elif not isinstance(node.attrs.get("body"), gs.Graph):
+            else:
                 found[id(current)] = current
     return list(found.values())
 

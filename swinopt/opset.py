@@ -57,6 +57,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     light.metadata_props.extend(model.metadata_props)
+    light.doc_string, light.domain, light.model_version = model.doc_string, model.domain, model.model_version
     graph, source = light.graph, model.graph
     graph.name, graph.doc_string = source.name, source.doc_string
     graph.input.extend(source.input)

@@ -186,8 +186,14 @@ class _Product(Pattern):
 def _unfoldings(tensor: Tensor, count: int) -> Iterator[tuple[list[Tensor], float]]:
     """The ways to write a tensor as ``count`` factors and a number, by unfolding Mul, Div and Neg from the top."""
     pending: list[tuple[list[Tensor], float]] = [([tensor], 1.0)]
+    seen: set[tuple[int, ...]] = set()
     while pending:
         factors, constant = pending.pop(0)
+        # Two chains can be unfolded in any order, which makes no difference.
+        key = tuple(sorted(map(id, factors)))
+        if key in seen:
+            continue
+        seen.add(key)
         if len(factors) == count:
             yield factors, constant
         for i, factor in enumerate(factors):

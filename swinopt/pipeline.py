@@ -20,13 +20,13 @@ import onnx_graphsurgeon as gs
 
 from swinopt import graph as graphs
 from swinopt import registry
-from swinopt.errors import OptionError, PassError
+from swinopt.errors import OptionError, PassError, SwinoptError
 from swinopt.facts import Facts
 from swinopt.graph import ModelLike, dtype_of, epsilon_of, op_counts
 from swinopt.report import PassReport
 from swinopt.rewrite import Rewriter
 from swinopt.snapshot import Snapshot
-from swinopt.structure import Interface, fault, interface
+from swinopt.structure import Interface, fault, foreign_ops, interface
 from swinopt.verify import Reference
 
 #: Called before each pass with its name, its number from 0, and how many there are.
@@ -59,15 +59,20 @@ class Pass(ABC):
 
         Raises:
             ModelError: the model cannot be read.
-            PassError: the pass left the graph broken.
+            PassError: the pass failed, or left the graph broken.
         """
-        graph = graphs.load(model)
+        graph = graphs.load(model, opset=graphs.OLDEST_OPSET)
         for step in self.steps:
             rewriter = Rewriter(graph)
-            before = interface(graph)
-            step.run(rewriter)
-            rewriter.finish()
-            broken = fault(graph, before)
+            before, foreign = interface(graph), foreign_ops(graph)
+            try:
+                step.run(rewriter)
+                rewriter.finish()
+            except SwinoptError:
+                raise
+            except Exception as error:
+                raise PassError(f"{step.name} failed: {type(error).__name__}: {error}") from error
+            broken = fault(graph, before, foreign)
             if broken:
                 raise PassError(f"{step.name} left the graph broken: {broken}")
         return graphs.to_model(graph)
@@ -93,6 +98,8 @@ class Pipeline(Pass):
         for item in passes:
             if not isinstance(item, Pass):
                 raise OptionError(f"a pipeline consists of passes, and {item!r} is none: did you mean {item}() ?")
+            if not isinstance(getattr(item, "name", None), str):
+                raise OptionError(f"the pass {type(item).__name__} has no name")
         object.__setattr__(self, "passes", tuple(step for item in passes for step in item.steps))
 
     @property
@@ -207,14 +214,14 @@ def execute(
 def _execute_step(
     step: Pass, graph: gs.Graph, facts: Facts, expected: Interface, reference: Reference | None, tolerance: float
 ) -> tuple[Facts, PassReport]:
-    snapshot, nodes_before = Snapshot(graph), len(graph.nodes)
+    snapshot, nodes_before, foreign = Snapshot(graph), len(graph.nodes), foreign_ops(graph)
     rewriter = Rewriter(graph, facts)
     start = time.perf_counter()
     verify_seconds, difference, note, diverging = 0.0, None, None, None
     try:
         step.run(rewriter)
         rewriter.finish()
-        note = fault(graph, expected)
+        note = fault(graph, expected, foreign)
     except Exception as error:
         note = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
@@ -273,6 +280,16 @@ def _split_outside_brackets(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
+def _check_types(kind: type[Pass], options: dict[str, Any]) -> None:
+    known: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    for field in known:
+        default: Any = field.default
+        value = options.get(field.name)
+        same = isinstance(value, type(default)) or (isinstance(default, float) and isinstance(value, int))
+        if field.name in options and default not in (dataclasses.MISSING, None) and not same:
+            raise TypeError(f"{field.name} is {value!r}, and not a {type(default).__name__}")
+
+
 def _parse_step(text: str) -> Pass:
     match = _STEP.match(text)
     if not match:
@@ -283,6 +300,7 @@ def _parse_step(text: str) -> Pass:
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError("options are written as name=value")
         options = {(k.arg or "").replace("-", "_"): ast.literal_eval(k.value) for k in call.keywords}
+        _check_types(kind, options)
         return kind(**options)
     except (SyntaxError, ValueError, TypeError) as error:
         known: list[str] = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []

@@ -42,7 +42,7 @@ class PassReport:
     Attributes:
         name: name of the pass.
         status: ``"applied"``, ``"unchanged"`` or ``"rolled back"``.
-        applied: number of rewrites made; after a roll-back, the number of those that were undone.
+        applied: number of rewrites made; 0 after a roll-back.
         nodes_before: number of nodes in the graph before the pass.
         nodes_after: number of nodes in the graph after the pass and, if there was one, its roll-back.
         seconds: time of the pass itself, in seconds.

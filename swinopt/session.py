@@ -84,11 +84,16 @@ def interface_of(model: onnx.ModelProto) -> Interface:
     )
 
 
+def _is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return dim.HasField("dim_value") and dim.dim_value >= 0
+
+
 def _value(info: onnx.ValueInfoProto) -> Value:
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return Value(tensor.elem_type, None)
-    sizes = (dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    # Some tools write -1 for a size that is open.
+    sizes = (dim.dim_value if _is_fixed(dim) else (dim.dim_param or None) for dim in tensor.shape.dim)
     return Value(tensor.elem_type, tuple(sizes))
 
 

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from swinopt import ops
-from swinopt.graph import subgraph_nodes
+from swinopt.graph import is_standard, subgraph_nodes
 
 Interface: TypeAlias = tuple[tuple[tuple[str, Any, Any], ...], ...]
 
@@ -22,11 +22,25 @@ def interface(graph: gs.Graph) -> Interface:
     )
 
 
-def fault(graph: gs.Graph, expected: Interface) -> str | None:
+def foreign_ops(graph: gs.Graph) -> frozenset[str]:
+    """Ops that the graph has in the standard domain although the standard has none of that name: a runtime's own."""
+    return frozenset(
+        node.op
+        for node in graph.nodes
+        if is_standard(node) and not onnx.defs.has(node.op, max_inclusive_version=graph.opset)
+    )
+
+
+def fault(graph: gs.Graph, expected: Interface, foreign: frozenset[str] = frozenset()) -> str | None:
     """What is wrong with the graph, or None.
 
     Inputs and outputs are the expected ones, every tensor is made once and before it is read, and the ONNX checker
     finds nothing in any node.
+
+    Args:
+        graph: the graph.
+        expected: its :func:`interface` before it was changed.
+        foreign: its :func:`foreign_ops` before it was changed, which the checker would complain of.
     """
     if interface(graph) != expected:
         return f"its inputs and outputs were {expected} and are {interface(graph)}"
@@ -42,7 +56,12 @@ def fault(graph: gs.Graph, expected: Interface) -> str | None:
     missing = [t.name for t in graph.outputs if t.name not in made and not isinstance(t, gs.Constant)]
     if missing:
         return f"nothing makes the output {missing[0]!r}"
-    return _checker_complaint(graph)
+    return _checker_complaint(graph, foreign)
+
+
+def _can_be_judged(node: gs.Node, foreign: frozenset[str]) -> bool:
+    has_body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    return not has_body and not (is_standard(node) and node.op in foreign)
 
 
 def _read_by_bodies(node: gs.Node) -> list[gs.Variable]:
@@ -56,20 +75,22 @@ def _read_by_bodies(node: gs.Node) -> list[gs.Variable]:
     return [t for t in read if isinstance(t, gs.Variable)]
 
 
-def _checker_complaint(graph: gs.Graph) -> str | None:
+def _checker_complaint(graph: gs.Graph, foreign: frozenset[str]) -> str | None:
     """What the ONNX checker says; the constants are declared as inputs, since it would copy them to look at them."""
-    # Bodies read tensors around them, which the checker does not see: what such a node makes is declared as well.
-    has_body = [any(isinstance(value, gs.Graph) for value in node.attrs.values()) for node in graph.nodes]
-    plain = [node for node, body in zip(graph.nodes, has_body, strict=True) if not body]
-    branching = [node for node, body in zip(graph.nodes, has_body, strict=True) if body]
-    made_by_bodies = [t for node in branching for t in node.outputs if not t.is_empty()]
+    # What the checker cannot judge is left to others, and what it makes is declared: bodies read tensors around them,
+    # which the checker does not see, and an op that the standard does not have may be a runtime's own.
+    judged = [_can_be_judged(node, foreign) for node in graph.nodes]
+    plain = [node for node, can in zip(graph.nodes, judged, strict=True) if can]
+    others = [node for node, can in zip(graph.nodes, judged, strict=True) if not can]
+    made_by_others = [t for node in others for t in node.outputs if not t.is_empty()]
     constants = {t.name: t for node in plain for t in node.inputs if isinstance(t, gs.Constant)}
-    inputs = [*graph.inputs, *constants.values(), *made_by_bodies]
+    inputs = [*graph.inputs, *constants.values(), *made_by_others]
     outputs = [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in graph.outputs]
     declared = [OnnxExporter.export_value_info_proto(t, do_type_check=False) for t in inputs]
     for info in (*declared, *outputs):
         # The checker wants a shape, if only an empty one; a model need not declare any.
         info.type.tensor_type.shape.SetInParent()
+        info.type.tensor_type.elem_type = info.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
     proto = onnx.helper.make_graph(
         [OnnxExporter.export_node(node) for node in plain],
         graph.name or "graph",

@@ -207,9 +207,41 @@ def test_infinite_weights_are_a_mask_and_no_fault() -> None:
 
 def test_a_model_that_does_not_run_is_refused_only_where_numbers_are_wanted() -> None:
     before = parse("g (float[2] x) => (float[2] y) { y = acme.Thing(x) }")
-    with pytest.raises(swinopt.VerificationError, match=r"verify|ONNX Runtime"):
+    with pytest.raises(swinopt.ModelError, match=r"ONNX Runtime.*verify=False"):
         swinopt.optimize(before)
     assert ops(swinopt.optimize(before, verify=False).model) == ["Thing"]
+
+
+def test_an_op_that_only_some_runtime_has_is_left_alone_in_the_standard_domain_too() -> None:
+    before = parse("g (float[2] x) => (float[2] y, float[2] z) { a = Identity(x)  y = Neg(a)  z = Relu(x) }")
+    before.graph.node[2].op_type = "EfficientNMS_TRT"
+    result = swinopt.optimize(before, verify=False)
+    assert result.report.ok
+    assert ops(result.model) == ["Neg", "EfficientNMS_TRT"]
+
+
+def test_a_model_that_is_broken_from_the_start_is_not_blamed_on_a_pass() -> None:
+    before = parse("g (float[2] x) => (float[2] y) { a = Identity(x)  y = Neg(a) }")
+    before.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(swinopt.ModelError, match="not valid"):
+        swinopt.optimize(before, verify=False)
+
+
+def test_a_damaged_weight_is_named() -> None:
+    before = parse("g (float[2] x) => (float[2] y) { y = Add(x, w) }", w=np.ones(2, np.float32))
+    before.graph.initializer[0].raw_data = b"123"
+    with pytest.raises(swinopt.ModelError, match="'w' is damaged"):
+        swinopt.optimize(before, verify=False)
+
+
+def test_sequences_are_no_constants() -> None:
+    before = parse(
+        "g (float[2] x) => (float[2] y) { s = SequenceConstruct(w, w)  i = Constant<value_int = 0>()"
+        "  a = SequenceAt(s, i)  y = Add(x, a) }",
+        w=np.ones(2, np.float32),
+    )
+    result = swinopt.optimize(before)
+    assert result.report.ok
 
 
 def test_a_missing_onnxruntime_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

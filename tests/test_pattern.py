@@ -237,3 +237,14 @@ def test_a_pattern_can_be_used_at_many_places() -> None:
     facts = Facts(graph)
     found = [pattern.match(node.outputs[0], facts) for node in graph.nodes if isinstance(node, gs.Node)]
     assert [names(f) for f in found] == [None, {"x": "a", "z": "b"}, None, {"x": "a", "z": "s"}]
+
+
+def test_chains_of_numbers_are_unfolded_once_and_not_in_every_order() -> None:
+    chain = "  ".join(f"a{i + 1} = Mul(a{i}, c)  b{i + 1} = Mul(b{i}, c)" for i in range(12))
+    model = parse(
+        f"g (float[2] a0, float[2] b0) => (float[2] y) {{ {chain}  y = Mul(a12, b12) }}", c=np.array(2.0, np.float32)
+    )
+    graph = graphs.load(model)
+    found = product(var("a"), var("b"), constant=2.0**24).match(graph.outputs[0], Facts(graph))
+    assert found is not None
+    assert {found["a"].name, found["b"].name} == {"a0", "b0"}

@@ -525,5 +525,10 @@ def test_a_pass_that_breaks_the_graph_raises_where_nobody_rolls_back(wrong: Pass
 
 
 def test_an_exception_of_a_pass_comes_through_where_nobody_rolls_back() -> None:
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(swinopt.PassError, match="ZeroDivisionError"):
         Raise()(model())
+
+
+def test_an_option_of_another_type_is_refused() -> None:
+    with pytest.raises(swinopt.OptionError, match="budget is 'abc', and not a int"):
+        swinopt.Pipeline.parse("fold-constants(budget='abc')")
