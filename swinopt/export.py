@@ -104,6 +104,10 @@ def export(
     elif model_options or pretrained:
         given = ", ".join([*model_options, *(["pretrained"] if pretrained else [])])
         raise OptionError(f"options of timm models were given together with a module: {given}")
+    elif not isinstance(model, _torch().nn.Module):
+        raise OptionError(
+            f"a {type(model).__name__} cannot be exported: give a torch.nn.Module or a name that timm knows"
+        )
     with _on_one_device(model) as device:
         examples = _examples(model, inputs, device, seed or 0)
         traced = _resized(examples, _TRACED_BATCH) if dynamic_batch else examples

@@ -1,6 +1,6 @@
 """What each pass did to a model, and why it refused.
 
-:class:`~swinopt.pipeline.Pipeline` fills a :class:`Report`; nothing here looks at a graph. A report is a value: it
+``swinopt.optimize`` fills a :class:`Report`; nothing here looks at a graph. A report is a value: it
 prints as text, shows itself in a notebook, becomes a page of HTML, and survives the way through JSON unchanged.
 """
 
@@ -46,7 +46,7 @@ class PassReport:
         nodes_before: number of nodes in the graph before the pass.
         nodes_after: number of nodes in the graph after the pass and, if there was one, its roll-back.
         seconds: time of the pass itself, in seconds.
-        verify_seconds: time of checking structure and numbers, in seconds.
+        verify_seconds: time of checking the numbers, in seconds; the structure's is in ``seconds``.
         max_abs_diff: largest absolute difference of any output to the untouched model's; None where not checked.
         refusals: the places where the pass did not apply.
         note: why the pass was rolled back.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts
-from swinopt.graph import Array, Tensor, label, producer, subgraph_nodes
+from swinopt.graph import Array, Tensor, is_standard, label, producer, subgraph_nodes
 from swinopt.movement import Movement
 from swinopt.pattern import Match, Pattern
 from swinopt.report import Refusal
@@ -224,11 +224,7 @@ class Rewriter:
 
     def nodes(self, *op_types: str) -> list[gs.Node]:
         """The living nodes of the standard domain of these types, producers before consumers."""
-        return [
-            n
-            for n in self.graph.nodes
-            if n.op in op_types and n.domain in ("", "ai.onnx", None) and not self.is_dead(n)
-        ]
+        return [n for n in self.graph.nodes if n.op in op_types and is_standard(n) and not self.is_dead(n)]
 
     def finish(self) -> None:
         """Leaves the graph clean: dead nodes gone, the rest in topological order."""

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from swinopt import ops
-from swinopt.errors import MissingDependencyError, VerificationError
+from swinopt.errors import MissingDependencyError, OptionError, VerificationError
 from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save
 
 Feeds: TypeAlias = Mapping[str, Array]
@@ -244,11 +244,14 @@ def given_inputs(model: onnx.ModelProto, inputs: Feeds | Sequence[Feeds]) -> lis
     """The inputs that a caller gave, as one mapping a run.
 
     Raises:
+        OptionError: they are no mappings.
         VerificationError: their names are not those of the model's inputs.
     """
     expected = interface_of(model).inputs
     every = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     for feeds in every:
+        if not isinstance(feeds, Mapping):
+            raise OptionError(f"inputs are a mapping of names to arrays, or several, and not a {type(inputs).__name__}")
         if feeds.keys() != expected.keys():
             raise VerificationError(f"the model takes {_names(expected)} as inputs, and {_names(feeds)} was given")
     return [{name: np.asarray(array) for name, array in feeds.items()} for feeds in every]
