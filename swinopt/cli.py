@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import swinopt
-from swinopt import ops
+from swinopt import ops, registry
 from swinopt.errors import ModelError, OptionError, SwinoptError, VerificationError
 from swinopt.export import DEFAULT_OPSET, require_writable
 from swinopt.graph import load_model
@@ -161,8 +162,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _passes(arguments: argparse.Namespace) -> int:
-    steps = list(swinopt.pipeline(arguments.target))
-    rows = [{"name": step.name, "step": str(step), "summary": _first_sentence(step)} for step in steps]
+    if arguments.target is None:
+        kinds = registry.available().values()
+        rows = [{"name": kind.name, "step": _with_options(kind), "summary": _first_sentence(kind)} for kind in kinds]
+    else:
+        steps = swinopt.pipeline(arguments.target)
+        rows = [{"name": step.name, "step": str(step), "summary": _first_sentence(step)} for step in steps]
     if arguments.json:
         print(json.dumps(rows, indent=2))
     elif not arguments.quiet:
@@ -170,6 +175,13 @@ def _passes(arguments: argparse.Namespace) -> int:
         for row in rows:
             print(f"{row['step']:{width}}  {row['summary']}")
     return OK
+
+
+def _with_options(kind: type[swinopt.Pass]) -> str:
+    """The pass as ``--passes`` takes it, with every option at its default."""
+    known: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    options = [f"{field.name}={field.default!r}" for field in known]
+    return f"{kind.name}({', '.join(options)})" if options else kind.name
 
 
 # -------------------------------------------------------------------------------------------------------- description
@@ -241,8 +253,8 @@ def _as_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {count:6} {op}" for op, count in found["ops"].items())])
 
 
-def _first_sentence(step: object) -> str:
-    text = (type(step).__doc__ or "").strip().split("\n\n")[0]
+def _first_sentence(documented: Any) -> str:
+    text = (documented.__doc__ or "").strip().split("\n\n")[0]
     return " ".join(text.split()).split(". ")[0].rstrip(".")
 
 
@@ -365,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(_command(commands, "export", _export, "export a timm model to ONNX and check it against PyTorch"))
     _add_inspect(_command(commands, "inspect", _inspect, "tell what a model is made of"))
     _add_compare(_command(commands, "compare", _compare, "run two models on the same random inputs"))
-    _add_passes(_command(commands, "passes", _passes, "list the passes of a target in order"))
+    _add_passes(_command(commands, "passes", _passes, "list the passes that there are, or those of a target in order"))
     return parser
 
 
@@ -424,4 +436,4 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
 
 
 def _add_passes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--target", default="tensorrt", help="default: tensorrt")
+    command.add_argument("--target", help="the passes of this target, in order; by default all that there are")
