@@ -65,7 +65,7 @@ def test_its_commands_exist(command: list[str]) -> None:
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     else:
         arguments = cli._parser().parse_args(command[1:])
-        swinopt.pipeline(getattr(arguments, "target", "tensorrt"))
+        swinopt.pipeline(getattr(arguments, "target", None) or "tensorrt")
         swinopt.Pipeline.parse(getattr(arguments, "passes", None) or "")
 
 
