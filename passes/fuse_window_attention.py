@@ -67,7 +67,7 @@ def _fuse(node: gs.Node, rewriter: Rewriter) -> None:
     source, places = _common_source((q, k, v), rewriter)
     window = window_of(source, places, slots, rewriter.facts)
     bias, mask_value = bias_and_mask(scores.terms, window, heads)
-    proj, results = _way_out(found.output, places, heads, q.channels.shape[1], source, rewriter)
+    proj, results = _way_out(found.output, places, heads, q.channels.shape[1], rewriter)
 
     x = _as_map(source, window, rewriter)
     qkv = _qkv(x, (q, k, v), rewriter)
@@ -160,7 +160,7 @@ class Projection:
 
 
 def _way_out(
-    product: Tensor, places: tuple[Indices, ...], heads: int, head_dim: int, source: Region, rewriter: Rewriter
+    product: Tensor, places: tuple[Indices, ...], heads: int, head_dim: int, rewriter: Rewriter
 ) -> tuple[Projection | None, list[Tensor]]:
     """The projection, and the tensors in which the tokens are back in the map's order.
 
@@ -173,18 +173,17 @@ def _way_out(
     slots, channels = _merged_heads(product, merged[0], heads, head_dim, rewriter)
     linear = linear_from(merged[0])
     if linear is None:
-        if not np.array_equal(channels, np.arange(channels.size)):
+        if not _in_order(channels):
             raise NoAttention("the heads are not merged in order, and no linear follows that could undo it")
-        results, through = merged, tuple(slots)
-        _check_return([through], places, rewriter)
-        return None, results
+        _check_return(slots, places)
+        return None, merged
     results = exits(linear.output, rewriter.facts)
     for result in results:
         region = rewriter.movement.region(result, stop=[linear.output])
         tokens = [whole_tokens(i) for i in region.indices] if region else [None]
         if any(t is None or (t == PAD).any() for t in tokens):
             raise NoAttention("what follows the projection does not move whole tokens")
-        _check_return([tuple(s[t] for s, t in zip(slots, tokens, strict=True))], places, rewriter)
+        _check_return([s[t] for s, t in zip(slots, tokens, strict=True)], places)
     # Row i of the weight belongs to channel channels[i]; the op gives the channels in order.
     weight = None if _in_order(channels) else linear.weight_value()[np.argsort(channels)]
     return Projection(linear, weight), results
@@ -216,16 +215,16 @@ def _merged_heads(
             raise NoAttention("how heads are merged depends on the input's size")
         channels = which[0]
         slots.append(where[:, 0])
-    if channels is None or not np.array_equal(np.sort(channels), np.arange(channels.size)):
+    if channels is None or not _in_order(np.sort(channels)):
         raise NoAttention("the heads are not merged token by token")
     return slots, channels
 
 
-def _check_return(results: list[tuple[Indices, ...]], places: tuple[Indices, ...], rewriter: Rewriter) -> None:
-    for slots in results:
-        for slot, place in zip(slots, places, strict=True):
-            if not np.array_equal(place.reshape(-1)[slot], np.arange((place != PAD).sum())):
-                raise NoAttention("the tokens do not come back to where they were before the partition")
+def _check_return(slots: list[Indices], places: tuple[Indices, ...]) -> None:
+    """The slots that are read, in order, must hold the map's tokens in order."""
+    for slot, place in zip(slots, places, strict=True):
+        if not np.array_equal(place.reshape(-1)[slot], np.arange((place != PAD).sum())):
+            raise NoAttention("the tokens do not come back to where they were before the partition")
 
 
 # --------------------------------------------------------------------------------------------------- what is emitted

@@ -57,8 +57,9 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
     lifted = _lifted_inputs(node, rewriter)
     if lifted is None:
         return None
-    (out_shapes,) = (rewriter.facts.shapes(t) for t in node.outputs)
-    base_shapes = rewriter.facts.shapes(_widest(lifted, rewriter))
+    out_shapes = rewriter.facts.shapes(node.outputs[0])
+    # All of them have the same shape, and the first that is no constant is one of them.
+    base_shapes = rewriter.facts.shapes(next(t for t in lifted if not isinstance(t, gs.Constant)))
     if out_shapes is None or base_shapes is None:
         return None
     shapes = [(*shape[:-1], out[-1]) for shape, out in zip(base_shapes, out_shapes, strict=True)]
@@ -97,13 +98,6 @@ def _linear(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
     moved = linear.applied_to(base, rewriter)
     rewriter.facts.learn(moved, like=node.outputs[0], shapes=[(*shape[:-1], linear.features) for shape in shapes])
     return rewriter.reshape(moved, node.outputs[0])
-
-
-def _widest(tensors: list[Tensor], rewriter: Rewriter) -> Tensor:
-    return max(
-        (t for t in tensors if not isinstance(t, gs.Constant)),
-        key=lambda t: int(np.prod((rewriter.facts.shape(t) or (0,))[:-1])),
-    )
 
 
 def _joined(node: gs.Node, rewriter: Rewriter) -> Tensor | None:

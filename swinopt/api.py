@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ import onnx_graphsurgeon as gs
 from swinopt import graph as graphs
 from swinopt import ops, opset, targets
 from swinopt.errors import ModelError, VerificationError
-from swinopt.graph import ModelLike
+from swinopt.graph import ModelLike, op_counts
 from swinopt.pipeline import Pass, Pipeline, Progress, execute, rounding
 from swinopt.report import Report
 from swinopt.structure import fault, foreign_ops, interface
@@ -91,9 +90,9 @@ def optimize(
         The optimized model with its report.
 
     Raises:
-        ModelError: the model cannot be read, its weights hold NaN, or its opset cannot be converted.
+        ModelError: the model cannot be read or is not valid, its weights hold NaN, its opset cannot be converted, or
+            ONNX Runtime cannot run it, so that nothing could be verified.
         OptionError: the target, a pass or an option is not known.
-        ModelError: also where ONNX Runtime cannot run the untouched model, so that nothing could be verified.
         VerificationError: bringing the result to the target's opset changed its numbers.
         MissingDependencyError: ``verify`` is asked for and onnxruntime is not installed.
     """
@@ -114,8 +113,8 @@ def optimize(
     report = Report(
         target=goal.name,
         passes=tuple(reports),
-        ops_before=_op_counts(source),
-        ops_after=_op_counts(optimized),
+        ops_before=op_counts(source),
+        ops_after=op_counts(optimized),
         seconds=time.perf_counter() - start,
         model=_name_of(model, source),
         versions=_versions(),
@@ -188,10 +187,6 @@ def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:
     if goal.newest_opset and graph.opset > goal.newest_opset:
         model = opset.convert(model, goal.newest_opset)
     return model
-
-
-def _op_counts(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}::{n.op_type}" for n in model.graph.node)
 
 
 def _progress(progress: bool | Progress) -> Progress | None:

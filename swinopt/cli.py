@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import swinopt
 from swinopt import ops, registry
 from swinopt.errors import ModelError, OptionError, SwinoptError, VerificationError
 from swinopt.export import DEFAULT_OPSET, require_writable
-from swinopt.graph import load_model
+from swinopt.graph import load_model, op_counts
 from swinopt.session import Value, interface_of
 from swinopt.verify import TOLERANCE
 
@@ -199,7 +198,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         that only move data), ``window_attention`` (number of swinopt::WindowAttention nodes), ``softmax`` and
         ``parameters`` (number of weights' elements).
     """
-    counts = Counter(_op_name(node) for node in model.graph.node)
+    counts = op_counts(model)
     interface = interface_of(model)
     return {
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
@@ -214,10 +213,6 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         "softmax": counts["Softmax"],
         "parameters": sum(_elements(tensor) for tensor in model.graph.initializer),
     }
-
-
-def _op_name(node: onnx.NodeProto) -> str:
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
 def _declared(value: Value) -> dict[str, Any]:

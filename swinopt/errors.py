@@ -29,3 +29,8 @@ class VerificationError(SwinoptError):
 
 class MissingDependencyError(SwinoptError):
     """An optional package is needed for what was asked; the message names the extra that installs it."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, less the pages that some add; its type, if it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

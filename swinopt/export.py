@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from swinopt.errors import MissingDependencyError, ModelError, OptionError, VerificationError
+from swinopt.errors import MissingDependencyError, ModelError, OptionError, VerificationError, first_line
 from swinopt.graph import load_model, save
 from swinopt.opset import version_of
 from swinopt.session import Session
@@ -188,7 +188,7 @@ def _timm_model(name: str, *, seed: int | None, pretrained: bool, options: Mappi
         try:
             model = timm.create_model(name, pretrained=pretrained, **options)
         except Exception as error:
-            raise OptionError(f"timm cannot create {name!r} with these options: {_first_line(error)}") from error
+            raise OptionError(f"timm cannot create {name!r} with these options: {first_line(error)}") from error
     return model if seed is None or pretrained else randomize(model, seed)
 
 
@@ -251,7 +251,7 @@ def _examples(model: torch.nn.Module, inputs: Any, device: torch.device, seed: i
     try:
         tensors = tuple(torch.as_tensor(array) for array in given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"inputs must be tensors or arrays: {_first_line(error)}") from error
+        raise OptionError(f"inputs must be tensors or arrays: {first_line(error)}") from error
     return tuple(tensor.detach().to(device) for tensor in tensors)
 
 
@@ -326,7 +326,7 @@ def _exported(
         except Exception as error:
             other = "torchscript" if exporter == "dynamo" else "dynamo"
             raise ModelError(
-                f"the {exporter} exporter cannot export {type(model).__name__}: {_first_line(error)}; "
+                f"the {exporter} exporter cannot export {type(model).__name__}: {first_line(error)}; "
                 f"exporter={other!r} may"
             ) from error
         exported = load_model(draft)
@@ -394,7 +394,7 @@ def _answers(model: torch.nn.Module, examples: tuple[Any, ...]) -> list[Any]:
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in examples)
         raise ModelError(
-            f"{type(model).__name__} does not run on inputs of shape {shapes}: {_first_line(error)}"
+            f"{type(model).__name__} does not run on inputs of shape {shapes}: {first_line(error)}"
         ) from error
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -438,7 +438,3 @@ def _require_packages(exporter: str, *, timm: bool, onnxruntime: bool) -> None:
 
 def _missing(package: str) -> MissingDependencyError:
     return MissingDependencyError(f'exporting needs {package}: pip install "swinopt[export]"')
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -92,16 +92,12 @@ class Facts:
 
     def shape(self, tensor: Tensor, sample: int = 0) -> Shape | None:
         """The tensor's shape in a sample, all concrete; None where it is unknown."""
-        shapes = self._known_shapes(tensor)
+        shapes = self.shapes(tensor)
         return None if shapes is None else shapes[sample]
-
-    def shapes(self, tensor: Tensor) -> list[Shape] | None:
-        """The tensor's shape in every sample."""
-        return self._known_shapes(tensor)
 
     def dims(self, tensor: Tensor) -> tuple[int | None, ...] | None:
         """The tensor's shape, with None for a size that depends on the input; None where even the rank is unknown."""
-        shapes = self._known_shapes(tensor)
+        shapes = self.shapes(tensor)
         if shapes is None or len({len(shape) for shape in shapes}) != 1:
             return None
         return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
@@ -119,7 +115,7 @@ class Facts:
 
     def onnx_dtype(self, tensor: Tensor) -> int | None:
         """The tensor's ONNX element type."""
-        self._known_shapes(tensor)
+        self.shapes(tensor)
         if isinstance(tensor, gs.Constant):
             return int(dtype_to_onnx(tensor.dtype))
         return self._dtypes.get(tensor.name)
@@ -128,7 +124,7 @@ class Facts:
         """The value that a tensor of shape arithmetic, or a small constant, has in a sample."""
         if isinstance(tensor, gs.Constant):
             return literal(tensor)
-        self._known_shapes(tensor)
+        self.shapes(tensor)
         values = self._values.get(tensor.name)
         return None if values is None else values[sample]
 
@@ -174,15 +170,15 @@ class Facts:
         depends = self._depends.get(tensor.name)
         if isinstance(tensor, gs.Constant) or depends is None or not depends.any():
             return True
-        values = [self.value(tensor, sample) for sample in self.samples]
-        if any(value is None or value.shape != values[0].shape for value in values):  # type: ignore[union-attr]
+        values = [value for sample in self.samples if (value := self.value(tensor, sample)) is not None]
+        if len(values) < len(self.samples) or len({value.shape for value in values}) > 1:
             return True
         alike = np.logical_and.reduce([value == values[0] for value in values])
         return not bool((alike & depends).any())
 
     def learn(self, tensor: Tensor, like: Tensor | None = None, shapes: Sequence[Shape] | None = None) -> None:
         """Tells the shape of a tensor that was just made, where its node does not."""
-        known = self._known_shapes(like) if like is not None else None
+        known = self.shapes(like) if like is not None else None
         self._shapes[tensor.name] = list(shapes) if shapes is not None else known
         if like is not None:
             self._dtypes[tensor.name] = self.onnx_dtype(like)
@@ -207,7 +203,8 @@ class Facts:
             for sizes in self.sizes
         ]
 
-    def _known_shapes(self, tensor: Tensor) -> list[Shape] | None:
+    def shapes(self, tensor: Tensor) -> list[Shape] | None:
+        """The tensor's shape in every sample, all concrete; None where it is unknown."""
         if isinstance(tensor, gs.Constant):
             return [tuple(tensor.shape)] * len(self.sizes)
         if tensor.name not in self._shapes:
@@ -254,7 +251,7 @@ class Facts:
         return True
 
     def _visit_shape_op(self, node: gs.Node) -> bool:
-        shapes = self._known_shapes(node.inputs[0])
+        shapes = self.shapes(node.inputs[0])
         if shapes is None:
             return False
         if node.op == "Size":
@@ -297,7 +294,7 @@ class Facts:
         data = len(node.inputs) if node.op == "Concat" else 1
         if node.op not in _CARRIES or any(flag.any() for flag in flags[data:]):
             return all_depend
-        spread = [np.broadcast_to(flags[i], self._known_shapes(node.inputs[i])[0]) for i in range(data)]  # type: ignore[index]
+        spread = [np.broadcast_to(flags[i], self.shapes(node.inputs[i])[0]) for i in range(data)]  # type: ignore[index]
         if node.op == "Cast":
             return np.array(spread[0])
         rest = [self._input_value(t, 0) for t in node.inputs[data:]]
@@ -317,7 +314,7 @@ class Facts:
 
     def _visit_type(self, node: gs.Node) -> bool:
         """Shapes by the op's own inference, node by node with concrete input shapes."""
-        known = [self._known_shapes(t) if not t.is_empty() else [] for t in node.inputs]
+        known = [self.shapes(t) if not t.is_empty() else [] for t in node.inputs]
         if any(shapes is None for shapes in known):
             return False
         # Where an op takes bfloat16 only from a later opset on, its shapes are those of float16.

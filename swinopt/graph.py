@@ -277,8 +277,8 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             draft = Path(folder) / target.name
-            data = _serialised(model)
-            if data is not None:
+            data = serialised(model)
+            if data is not None and len(data) < PROTOBUF_LIMIT:
                 draft.write_bytes(data)
             else:
                 copy = onnx.ModelProto()
@@ -293,13 +293,12 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _serialised(model: onnx.ModelProto) -> bytes | None:
-    """The model in one piece; None if it is too large for that."""
+def serialised(model: onnx.ModelProto) -> bytes | None:
+    """The model in one piece; None if protobuf refuses, which it does above 2 GiB."""
     try:
-        data = model.SerializeToString()
-    except Exception:  # protobuf refuses what is above 2 GiB, with another exception in every implementation
+        return model.SerializeToString()
+    except Exception:  # another one in every implementation of protobuf; asking for the size first raises as well
         return None
-    return data if len(data) < PROTOBUF_LIMIT else None
 
 
 # ----------------------------------------------------------------------------------------------------------- asking
@@ -385,9 +384,13 @@ def subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
         yield from inner.nodes
 
 
-def op_counts(graph: gs.Graph) -> Counter[str]:
-    """How many nodes of each type the graph has; ops of other domains with the domain in front."""
-    return Counter(node.op if is_standard(node) else f"{node.domain}::{node.op}" for node in graph.nodes)
+def op_counts(graph: gs.Graph | onnx.ModelProto) -> Counter[str]:
+    """How many nodes of each type a graph, or a model's graph, has; ops of other domains with the domain in front."""
+    if isinstance(graph, onnx.ModelProto):
+        named = [(node.domain, node.op_type) for node in graph.graph.node]
+    else:
+        named = [(node.domain, node.op) for node in graph.nodes]
+    return Counter(op if domain in _STANDARD_DOMAINS else f"{domain}::{op}" for domain, op in named)
 
 
 def label(node: gs.Node) -> str:

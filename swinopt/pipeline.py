@@ -12,6 +12,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +24,10 @@ from swinopt import registry
 from swinopt.errors import OptionError, PassError, SwinoptError
 from swinopt.facts import Facts
 from swinopt.graph import ModelLike, dtype_of, epsilon_of, op_counts
-from swinopt.report import PassReport
+from swinopt.report import PassReport, Status
 from swinopt.rewrite import Rewriter
 from swinopt.snapshot import Snapshot
-from swinopt.structure import Interface, fault, foreign_ops, interface
+from swinopt.structure import fault, foreign_ops, interface
 from swinopt.verify import Reference
 
 #: Called before each pass with its name, its number from 0, and how many there are.
@@ -197,14 +198,14 @@ def execute(
     """
     reports = []
     facts = Facts(graph)
-    expected = interface(graph)
+    complaint = partial(fault, expected=interface(graph), foreign=foreign_ops(graph))
     allowed = 0.0
     for number, step in enumerate(pipeline.steps):
         if progress:
             progress(step.name, number, len(pipeline.steps))
         # The difference is to the untouched model, so what earlier passes were allowed counts for this one as well.
         allowance = max(allowed, step.tolerance)
-        facts, report = _execute_step(step, graph, facts, expected, reference, allowance)
+        facts, report = _execute_step(step, graph, facts, complaint, reference, allowance)
         allowed = allowance if report.status == "applied" else allowed
         reports.append(report)
     facts.annotate()
@@ -212,16 +213,21 @@ def execute(
 
 
 def _execute_step(
-    step: Pass, graph: gs.Graph, facts: Facts, expected: Interface, reference: Reference | None, tolerance: float
+    step: Pass,
+    graph: gs.Graph,
+    facts: Facts,
+    complaint: Callable[[gs.Graph], str | None],
+    reference: Reference | None,
+    tolerance: float,
 ) -> tuple[Facts, PassReport]:
-    snapshot, nodes_before, foreign = Snapshot(graph), len(graph.nodes), foreign_ops(graph)
+    snapshot, nodes_before = Snapshot(graph), len(graph.nodes)
     rewriter = Rewriter(graph, facts)
     start = time.perf_counter()
     verify_seconds, difference, note, diverging = 0.0, None, None, None
     try:
         step.run(rewriter)
         rewriter.finish()
-        note = fault(graph, expected, foreign)
+        note = complaint(graph)
     except Exception as error:
         note = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
@@ -231,13 +237,13 @@ def _execute_step(
         outcome = reference.judge(model, tolerance=tolerance * rounding(graph))
         difference, note, diverging = outcome.max_abs, outcome.failure, outcome.first_divergence
         verify_seconds = time.perf_counter() - start
-    status = "rolled back" if note else "applied" if rewriter.applied else "unchanged"
+    status: Status = "rolled back" if note else "applied" if rewriter.applied else "unchanged"
     if note:
         snapshot.restore()
         facts = Facts(graph)
     report = PassReport(
         name=step.name,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         applied=0 if note else rewriter.applied,
         nodes_before=nodes_before,
         nodes_after=len(graph.nodes),

@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from google.protobuf.message import EncodeError
 
 from swinopt import ops
-from swinopt.errors import MissingDependencyError, OptionError, VerificationError
-from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save
+from swinopt.errors import MissingDependencyError, OptionError, VerificationError, first_line
+from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save, serialised
 
 Feeds: TypeAlias = Mapping[str, Array]
 
@@ -291,7 +290,7 @@ class Session:
             try:
                 self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
             except Exception as error:
-                raise VerificationError(f"{what} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+                raise VerificationError(f"{what} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
         """The named tensors, by default all outputs; what is no tensor is left out if it was asked for by name.
@@ -307,7 +306,7 @@ class Session:
         try:
             values = self._session.run(wanted, {name: self._cast(name, array) for name, array in feeds.items()})
         except Exception as error:
-            raise VerificationError(f"{self._what} cannot be run by ONNX Runtime: {_first_line(error)}") from error
+            raise VerificationError(f"{self._what} cannot be run by ONNX Runtime: {first_line(error)}") from error
         found = {name: value for name, value in zip(wanted, values, strict=True) if _is_numeric(value)}
         if names is None and len(found) != len(wanted):
             missing = _names(name for name in wanted if name not in found)
@@ -332,7 +331,7 @@ def _runnable(model: onnx.ModelProto, expose: Sequence[str]) -> Iterator[bytes |
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in expose if name not in declared)
     # Protobuf merges messages that stand one after the other: more outputs need no copy of the weights.
     additions = extra.SerializeToString()
-    data = _serialised(model)
+    data = serialised(model)
     if data is not None and len(data) + len(additions) < PROTOBUF_LIMIT:
         yield data + additions if additions else data
         return
@@ -342,14 +341,6 @@ def _runnable(model: onnx.ModelProto, expose: Sequence[str]) -> Iterator[bytes |
         with path.open("ab") as file:
             file.write(additions)
         yield str(path)
-
-
-def _serialised(model: onnx.ModelProto) -> bytes | None:
-    # Asking for the size first would cost as much: protobuf serialises to find out, and raises above 2 GiB.
-    try:
-        return model.SerializeToString()
-    except (EncodeError, ValueError):
-        return None
 
 
 def _with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -374,7 +365,3 @@ def onnxruntime() -> Any:
             'comparing models needs onnxruntime: pip install "swinopt[cpu]" (or "swinopt[gpu]")'
         ) from error
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
