@@ -1,0 +1,33 @@
+#include "launch.h"
+
+#include "../common/layer_norm_launch.cuh"
+#include "kernel.cuh"
+
+namespace swinopt {
+
+namespace {
+
+template <class T>
+struct Kernels {
+    template <int kLanes, int kVectors>
+    static auto in_registers() {
+        return &patch_merging<T, kLanes, kVectors>;
+    }
+    static auto any() { return &patch_merging_any<T>; }
+};
+
+}  // namespace
+
+cudaError_t patch_merging(PatchMergingParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
+    bool const placed = are_aligned({p.x, p.gamma, p.beta, p.output}, size_of(dtype));
+    if (!placed || patch_merging_unsupported(p, dtype, device)) return cudaErrorInvalidValue;
+    LayerNormPlan const plan = patch_merging_plan(p, dtype);
+    switch (dtype) {
+        case DType::kFloat32: return launch_layer_norm<Kernels<float>>(plan, p, stream);
+        case DType::kFloat16: return launch_layer_norm<Kernels<__half>>(plan, p, stream);
+        case DType::kBFloat16: return launch_layer_norm<Kernels<__nv_bfloat16>>(plan, p, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+
+}  // namespace swinopt

@@ -1,0 +1,206 @@
+"""AddLayerNorm without a GPU: the reference against torch, the plan, and its twin in C++."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from swinopt import cuda_plugins
+from swinopt.cuda_plugins.add_layer_norm.plan import AddLayerNormParams
+from swinopt.cuda_plugins.add_layer_norm.reference import add_layer_norm
+from swinopt.cuda_plugins.launch import ITEM_SIZES, Device, Launch, Tensor, Unsupported
+from tests.cuda_plugins import host_compiler
+
+H200 = Device(capability=90, multiprocessors=132, shared_bytes=232448)
+NAMES = ("a", "b", "gamma", "beta", "sum", "normalized")
+DTYPES = list(ITEM_SIZES)
+
+
+def plan(
+    shape: tuple[int, ...] = (2, 49, 96),
+    dtype: str = "float16",
+    *,
+    device: Device = H200,
+    epsilon: float = 1e-5,
+    pointers: dict[str, int] | None = None,
+    **other: Any,
+) -> Launch:
+    """``other`` takes the place of a tensor."""
+    at = pointers or {}
+    tensors: dict[str, Any] = {
+        name: Tensor(shape[-1:] if name in ("gamma", "beta") else shape, dtype, at.get(name, 0)) for name in NAMES
+    }
+    given = [other.get(name, tensor) for name, tensor in tensors.items()]
+    return cuda_plugins.plan("AddLayerNorm", given[:4], given[4:], {"epsilon": epsilon}, device)
+
+
+# --------------------------------------------------------------------------------------------------------- reference
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4, 8), (4, 1)], ids=str)
+def test_the_reference_is_what_torch_computes(shape: tuple[int, ...]) -> None:
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    a, b, gamma, beta = (random.normal(3, 1, size) for size in (shape, shape, shape[-1:], shape[-1:]))
+    total, normalized = add_layer_norm(a, b, gamma, beta, epsilon=1e-3)
+    x, weight, bias = (torch.from_numpy(array) for array in (a + b, gamma, beta))
+    wanted = torch.nn.functional.layer_norm(x, shape[-1:], weight, bias, 1e-3).numpy()
+    np.testing.assert_array_equal(total, a + b)
+    np.testing.assert_allclose(normalized, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_norm_is_that_of_the_sum_before_it_is_rounded() -> None:
+    a, b = np.float16([[2048, 2048]]), np.float16([[0.25, 0.75]])  # both sums are 2048 in float16
+    ones, zeros = np.ones(2, np.float16), np.zeros(2, np.float16)
+    total, normalized = add_layer_norm(a, b, ones, zeros, epsilon=0.0)
+    assert total.dtype == normalized.dtype == np.float16
+    assert total.tolist() == [[2048, 2048]] and normalized.tolist() == [[-1, 1]]
+
+
+@pytest.mark.parametrize("wrong", [{"b": (3, 4)}, {"gamma": (3,)}, {"beta": (1,)}], ids=str)
+def test_the_reference_refuses_shapes_that_do_not_fit(wrong: dict[str, tuple[int, ...]]) -> None:
+    shapes = {"a": (2, 4), "b": (2, 4), "gamma": (4,), "beta": (4,), **wrong}
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        add_layer_norm(*(np.zeros(shape) for shape in shapes.values()))
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 8, 96, 192, 384, 768, 1024, 1536, 3072, 4095, 4096, 8192, 8200])
+def test_every_element_has_a_lane(dtype: str, channels: int) -> None:
+    launch = plan((5, 7, channels), dtype)
+    shape = re.fullmatch(r"swinopt::add_layer_norm<\w+, (\d+), (\d+)>", launch.kernel)
+    rows = 128 // (int(shape[1]) if shape else 32)
+    assert launch.grid[0] * rows >= 35 > (launch.grid[0] - 1) * rows
+    assert launch.grid[1:] == (1, 1) and launch.block == 128 and launch.shared_bytes == 0
+    width = 16 // ITEM_SIZES[dtype]
+    if shape:
+        lanes, vectors = int(shape[1]), int(shape[2])
+        assert channels % width == 0 and lanes * vectors * width >= channels
+        assert vectors * width <= 64, "a lane would have to spill"
+    else:
+        assert launch.kernel == f"swinopt::add_layer_norm_any<{cuda_plugins.launch.CUDA_TYPES[dtype]}>"
+        assert channels % width or channels > 1024 * width
+
+
+def test_the_parameters_are_those_of_the_tensors() -> None:
+    pointers = {name: 4096 * (i + 1) for i, name in enumerate(NAMES)}
+    p = plan((2, 3, 8), pointers=pointers, epsilon=0.25).parameters
+    assert isinstance(p, AddLayerNormParams)
+    assert [getattr(p, name) for name in NAMES] == list(pointers.values())
+    assert (p.rows, p.channels, p.epsilon) == (6, 8, 0.25)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_address_that_is_aligned_to_its_elements_alone_takes_the_kernel_for_any(name: str) -> None:
+    assert plan(pointers={name: 4096}).kernel == "swinopt::add_layer_norm<__half, 16, 1>"
+    assert plan(pointers={name: 4098}).kernel == "swinopt::add_layer_norm_any<__half>"
+    with pytest.raises(Unsupported, match=f"{name} at 0x1001 is not aligned"):
+        plan(pointers={name: 4097})
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an old GPU": ({"device": Device(70, 80, 98304)}, r"compute capability 7\.5 .* this GPU has 7\.0"),
+    "another dtype": ({"dtype": "float64"}, "one dtype, float32, float16, bfloat16; given are a float64"),
+    "two dtypes": ({"gamma": Tensor((96,), "float32")}, "gamma float32"),
+    "an empty tensor": ({"shape": (0, 96)}, r"a \[0, 96\] is empty"),
+    "no channels": ({"shape": (3, 0)}, r"a \[3, 0\] is empty"),
+    "a single number": ({"shape": ()}, "a is a single number"),
+    "a broadcast": ({"b": Tensor((1, 49, 96), "float16")}, r"b has shape \[1, 49, 96\], and \[2, 49, 96\] is needed"),
+    "another sum": ({"sum": Tensor((98, 96), "float16")}, r"sum has shape \[98, 96\]"),
+    "another normalized": ({"normalized": Tensor((98, 96), "float16")}, r"normalized has shape \[98, 96\]"),
+    "another gamma": ({"gamma": Tensor((1,), "float16")}, r"gamma has shape \[1\], and \[96\]"),
+    "another beta": ({"beta": Tensor((2, 96), "float16")}, r"beta has shape \[2, 96\], and \[96\]"),
+    "no beta": ({"beta": None}, "needs a, b, gamma and beta"),
+    "a negative epsilon": ({"epsilon": -1e-5}, "epsilon -1e-05"),
+    "an epsilon that is no number": ({"epsilon": float("nan")}, "epsilon nan"),
+    "too many rows": ({"shape": (2**31, 1)}, "2147483648 rows of 1 channels are too many"),
+    "too many channels": ({"shape": (1, 2**30 + 1)}, "1 rows of 1073741825 channels are too many"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_to_plan(name: str) -> None:
+    asked, reason = REFUSED[name]
+    with pytest.raises(Unsupported, match=reason):
+        plan(**asked)
+
+
+# ------------------------------------------------------------------------------------------------------ twin in C++
+
+SOURCE = """
+#include <cstddef>
+#include "add_layer_norm/plan.h"
+using namespace swinopt;
+extern "C" {
+int size() { return sizeof(AddLayerNormParams); }
+int offset(int field) {
+    using P = AddLayerNormParams;
+    int const offsets[] = {offsetof(P, a), offsetof(P, b), offsetof(P, gamma), offsetof(P, beta), offsetof(P, sum),
+                           offsetof(P, normalized), offsetof(P, rows), offsetof(P, channels), offsetof(P, epsilon)};
+    return offsets[field];
+}
+char const* unsupported(AddLayerNormParams p, int dtype, int capability) {
+    return add_layer_norm_unsupported(p, static_cast<DType>(dtype), Device{capability, 132, 232448});
+}
+LayerNormPlan plan(AddLayerNormParams p, int dtype) { return add_layer_norm_plan(p, static_cast<DType>(dtype)); }
+}
+"""
+
+
+class LayerNormPlan(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("lanes", "vectors", "grid", "block")]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    library = host_compiler.load(SOURCE, tmp_path_factory.mktemp("add_layer_norm"))
+    library.unsupported.argtypes = [AddLayerNormParams, ctypes.c_int, ctypes.c_int]
+    library.unsupported.restype = ctypes.c_char_p
+    library.plan.argtypes = [AddLayerNormParams, ctypes.c_int]
+    library.plan.restype = LayerNormPlan
+    return library
+
+
+def test_the_struct_is_laid_out_as_in_cpp(twin: ctypes.CDLL) -> None:
+    assert twin.size() == ctypes.sizeof(AddLayerNormParams)
+    offsets = [getattr(AddLayerNormParams, field[0]).offset for field in AddLayerNormParams._fields_]
+    assert offsets == [twin.offset(i) for i in range(len(offsets))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cpp_cuts_the_work_alike(twin: ctypes.CDLL, dtype: str) -> None:
+    for rows in (1, 3, 4, 49, 3136, 2**31 - 1):
+        for channels in (*range(1, 140), *range(160, 9000, 104), 8192, 8200, 2**30):
+            for address in (4096, 4096 + ITEM_SIZES[dtype]):
+                launch = plan((rows, channels), dtype, pointers={"beta": address})
+                there = twin.plan(launch.parameters, DTYPES.index(dtype))
+                shape = f", {there.lanes}, {there.vectors}>" if there.vectors else ">"
+                assert launch.kernel.endswith(shape) and ("_any<" in launch.kernel) == (not there.vectors)
+                assert (launch.grid, launch.block) == ((there.grid, 1, 1), there.block)
+                assert twin.unsupported(launch.parameters, DTYPES.index(dtype), 90) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "capability", "reason"),
+    [
+        ({}, 70, "Turing"),
+        ({"rows": 0}, 90, "empty"),
+        ({"channels": 0}, 90, "empty"),
+        ({"channels": 2**30 + 1}, 90, "2^30 channels"),
+        ({"epsilon": -1.0}, 90, "epsilon"),
+        ({"epsilon": float("nan")}, 90, "epsilon"),
+    ],
+)
+def test_cpp_refuses_alike(twin: ctypes.CDLL, changed: dict[str, float], capability: int, reason: str) -> None:
+    parameters = plan().parameters
+    assert twin.unsupported(parameters, 1, 75) is None
+    for name, value in changed.items():
+        setattr(parameters, name, value)
+    assert reason in twin.unsupported(parameters, 1, capability).decode()
