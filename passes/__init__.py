@@ -5,9 +5,11 @@ from swinopt.passes.fold_attention_bias import FoldAttentionBias
 from swinopt.passes.fold_constants import FoldConstants
 from swinopt.passes.fold_query_scale import FoldQueryScale
 from swinopt.passes.fold_window_partition import FoldWindowPartition
+from swinopt.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from swinopt.passes.fuse_bias_gelu import FuseBiasGelu
 from swinopt.passes.fuse_gelu import FuseGelu
 from swinopt.passes.fuse_layer_norm import FuseLayerNorm
+from swinopt.passes.fuse_patch_merging import FusePatchMerging
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
 from swinopt.passes.simplify_patch_merging import SimplifyPatchMerging
@@ -22,9 +24,11 @@ ALL = (
     FoldConstants,
     FoldQueryScale,
     FoldWindowPartition,
+    FuseAddLayerNorm,
     FuseBiasGelu,
     FuseGelu,
     FuseLayerNorm,
+    FusePatchMerging,
     FuseWindowAttention,
     SimplifyMovement,
     SimplifyPatchMerging,
@@ -40,9 +44,11 @@ __all__ = [
     "FoldConstants",
     "FoldQueryScale",
     "FoldWindowPartition",
+    "FuseAddLayerNorm",
     "FuseBiasGelu",
     "FuseGelu",
     "FuseLayerNorm",
+    "FusePatchMerging",
     "FuseWindowAttention",
     "SimplifyMovement",
     "SimplifyPatchMerging",

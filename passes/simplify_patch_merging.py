@@ -15,7 +15,6 @@ map is padded first, as the original does (Swin paper, section 3.1; pad at the e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +22,8 @@ import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, attr, is_standard, literal
 from swinopt.linear import Linear, linear_from
-from swinopt.movement import PAD, VIEW_OPS, Indices, Region, exits, is_view
+from swinopt.merging import maps_of, merging_order
+from swinopt.movement import Indices, Region, exits, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
@@ -51,48 +51,12 @@ class SimplifyPatchMerging(Pass):
             region = rewriter.movement.region(merged)
             if region is None or not region.nodes or len(merged.outputs) != 1 or rewriter.is_output(merged):
                 continue
-            maps = _maps(region, rewriter)
-            order = _merging_order(region, maps, rewriter) if maps else None
+            maps = maps_of(region, rewriter.facts)
+            order = merging_order(region, maps, rewriter.facts) if maps else None
             if maps and order is not None and not _is_canonical(region, order):
                 reason = _rewrite(region, order, maps, node, rewriter)
                 if reason:
                     rewriter.refuse(node, reason)
-
-
-def _maps(region: Region, rewriter: Rewriter) -> list[Shape] | None:
-    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where the tokens lie in one axis."""
-    source = rewriter.facts.shapes(region.source) or [()]
-    views = [
-        t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source
-    ]
-    for tensor in (region.source, *views):
-        shapes = rewriter.facts.shapes(tensor)
-        if shapes and all(len(s) == 4 and (s[0], s[-1]) == (o[0], o[-1]) for s, o in zip(shapes, source, strict=True)):
-            return shapes
-    return None
-
-
-def _merging_order(region: Region, sources: list[Shape], rewriter: Rewriter) -> tuple[int, ...] | None:
-    """Which neighbour (2 dy + dx) each quarter of the features is, if the region merges patches at all."""
-    targets = rewriter.facts.shapes(region.target)
-    if targets is None or targets[0][-1] != 4 * sources[0][-1]:
-        return None
-    for order in permutations(range(4)):
-        if all(
-            np.array_equal(_neighbours(source, order).reshape(-1), indices.reshape(-1))
-            for source, indices in zip(sources, region.indices, strict=True)
-        ):
-            return order
-    return None
-
-
-def _neighbours(source: Shape, order: tuple[int, ...]) -> Indices:
-    """The index array of patch merging: [B, ceil(H/2), ceil(W/2), 4C]."""
-    b, h, w, c = source
-    indices = np.arange(b * h * w * c, dtype=np.int32).reshape(source)
-    padded = np.pad(indices, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=PAD)
-    quarters = [padded[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
-    return np.concatenate([quarters[i] for i in order], axis=-1)
 
 
 def _is_canonical(region: Region, order: tuple[int, ...]) -> bool:

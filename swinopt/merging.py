@@ -1,0 +1,46 @@
+"""Patch merging as movement: where 2x2 neighbours of a feature map become the features of one token."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+
+from swinopt.facts import Facts, Shape
+from swinopt.movement import PAD, VIEW_OPS, Indices, Region
+
+
+def maps_of(region: Region, facts: Facts) -> list[Shape] | None:
+    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where the tokens lie in one axis."""
+    source = facts.shapes(region.source) or [()]
+    views = [
+        t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source
+    ]
+    for tensor in (region.source, *views):
+        shapes = facts.shapes(tensor)
+        if shapes and all(len(s) == 4 and (s[0], s[-1]) == (o[0], o[-1]) for s, o in zip(shapes, source, strict=True)):
+            return shapes
+    return None
+
+
+def merging_order(region: Region, maps: list[Shape], facts: Facts) -> tuple[int, ...] | None:
+    """Which neighbour (2 dy + dx) each quarter of the features is, if the region merges patches at all."""
+    targets = facts.shapes(region.target)
+    if targets is None or targets[0][-1] != 4 * maps[0][-1]:
+        return None
+    for order in permutations(range(4)):
+        if all(
+            np.array_equal(_neighbours(source, order).reshape(-1), indices.reshape(-1))
+            for source, indices in zip(maps, region.indices, strict=True)
+        ):
+            return order
+    return None
+
+
+def _neighbours(source: Shape, order: tuple[int, ...]) -> Indices:
+    """The index array of patch merging: [B, ceil(H/2), ceil(W/2), 4C]."""
+    b, h, w, c = source
+    indices = np.arange(b * h * w * c, dtype=np.int32).reshape(source)
+    padded = np.pad(indices, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=PAD)
+    quarters = [padded[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+    return np.concatenate([quarters[i] for i in order], axis=-1)
