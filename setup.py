@@ -10,5 +10,5 @@ setup(
         "swinopt.cuda_plugins",
         *(f"swinopt.cuda_plugins.{name}" for name in find_packages("cuda_plugins")),
     ],
-    package_data={"": ["*.cu", "*.cuh", "*.cpp", "*.h"], "swinopt": ["py.typed"]},
+    package_data={"": ["*.cu", "*.cuh", "*.cpp", "*.h", "CMakeLists.txt", "*.map"], "swinopt": ["py.typed"]},
 )

@@ -1,0 +1,80 @@
+#include "../add_layer_norm/launch.h"
+
+#include <limits>
+
+#include "op.h"
+
+namespace swinopt {
+namespace {
+
+enum { kEpsilon };
+enum { kA, kB, kGamma, kBeta };
+enum { kSum, kNormalized };
+
+std::string check_values(Values const& values) {
+    return values[kEpsilon].number >= 0 ? "" : "epsilon is " + std::to_string(values[kEpsilon].number);
+}
+
+int rank(Values const&) { return 0; }
+
+Ratio ratio(int, int) { return {1, 1}; }
+
+std::int64_t rows_of(Tensor const& a) {
+    std::int64_t rows = 1;
+    for (int axis = 0; axis + 1 < a.rank; ++axis) rows *= a.size[axis];
+    return rows;
+}
+
+std::string check_shapes(Values const&, Call const& call) {
+    Tensor const& a = call.inputs[kA];
+    if (rows_of(a) > std::numeric_limits<int>::max()) return "a is " + text(a) + "; it may have 2^31 - 1 rows";
+    std::int64_t const channels = a.size[a.rank - 1];
+    std::string problem = expect_shape("b", call.inputs[kB], {a.size, a.size + a.rank});
+    if (problem.empty()) problem = expect_shape("gamma", call.inputs[kGamma], {channels});
+    if (problem.empty()) problem = expect_shape("beta", call.inputs[kBeta], {channels});
+    return problem;
+}
+
+AddLayerNormParams params_of(Values const& values, Call const& call) {
+    Tensor const& a = call.inputs[kA];
+    AddLayerNormParams params{};
+    params.a = a.data;
+    params.b = call.inputs[kB].data;
+    params.gamma = call.inputs[kGamma].data;
+    params.beta = call.inputs[kBeta].data;
+    params.sum = call.outputs[kSum].data;
+    params.normalized = call.outputs[kNormalized].data;
+    params.rows = static_cast<int>(rows_of(a));
+    params.channels = static_cast<int>(a.size[a.rank - 1]);
+    params.epsilon = values[kEpsilon].number;
+    return params;
+}
+
+char const* unsupported(Values const& values, Call const& call, Device const& device) {
+    return add_layer_norm_unsupported(params_of(values, call), call.dtype, device);
+}
+
+cudaError_t launch(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
+    return add_layer_norm(params_of(values, call), call.dtype, device, stream);
+}
+
+}  // namespace
+
+Op const& add_layer_norm_op() {
+    static Op const op{
+        "AddLayerNorm",
+        {{"epsilon", Kind::kFloat, false, 1e-5f}},
+        {"a", "b", "gamma", "beta"},
+        4,
+        2,
+        check_values,
+        rank,
+        ratio,
+        check_shapes,
+        unsupported,
+        launch,
+    };
+    return op;
+}
+
+}  // namespace swinopt

@@ -1,0 +1,27 @@
+#include "op.h"
+
+#include <algorithm>
+
+namespace swinopt {
+
+std::vector<Op const*> const& all_ops() {
+    static std::vector<Op const*> const ops{&window_attention_op(), &patch_merging_op(), &add_layer_norm_op()};
+    return ops;
+}
+
+char const* name_of(DType dtype) {
+    switch (dtype) {
+        case DType::kFloat16: return "float16";
+        case DType::kBFloat16: return "bfloat16";
+        default: return "float32";
+    }
+}
+
+std::string expect_shape(char const* name, Tensor const& tensor, std::vector<std::int64_t> const& shape) {
+    if (!tensor.present()) return "";
+    if (tensor.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.size)) return "";
+    return std::string(name) + " is " + text(tensor) + " and should be " +
+           text(shape.data(), static_cast<int>(shape.size()));
+}
+
+}  // namespace swinopt
