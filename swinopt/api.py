@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from swinopt import graph as graphs
-from swinopt import ops, opset, targets
+from swinopt import handover, ops, opset, targets
 from swinopt.errors import ModelError, VerificationError
 from swinopt.graph import ModelLike, op_counts
 from swinopt.pipeline import Pass, Pipeline, Progress, execute, rounding
@@ -186,6 +186,8 @@ def _lowered(graph: gs.Graph, goal: targets.Target) -> onnx.ModelProto:
         model = ops.inline_bodies(model)
     if goal.newest_opset and graph.opset > goal.newest_opset:
         model = opset.convert(model, goal.newest_opset)
+    if not goal.bodies:
+        handover.pack(model)
     return model
 
 

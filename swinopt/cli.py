@@ -12,17 +12,17 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import swinopt
-from swinopt import ops, registry
+from swinopt import cli_engine, ops, registry
 from swinopt.errors import ModelError, OptionError, SwinoptError, VerificationError
 from swinopt.export import DEFAULT_OPSET, require_writable
 from swinopt.graph import load_model, op_counts
 from swinopt.session import Value, interface_of
+from swinopt.terminal import megabytes, progress, size_on_disk, status
 from swinopt.verify import TOLERANCE
 
 if TYPE_CHECKING:
@@ -93,13 +93,13 @@ def _optimize(arguments: argparse.Namespace) -> int:
     if arguments.report:
         outputs.append(_report_path(arguments.report))
     _refuse_same_file([Path(arguments.model), *outputs])
-    with _progress(arguments) as progress:
+    with progress(arguments.quiet) as told:
         result = swinopt.optimize(
             arguments.model,
             target=arguments.target,
             passes=arguments.passes,
             verify=not arguments.no_verify,
-            progress=progress,
+            progress=told,
         )
     saved = result.save(outputs[0])
     if arguments.report:
@@ -108,12 +108,12 @@ def _optimize(arguments: argparse.Namespace) -> int:
         print(result.report.to_json())
     elif not arguments.quiet:
         _print(result.report)
-        print(f"{saved}: {_megabytes(_size_on_disk(saved))}")
+        print(f"{saved}: {megabytes(size_on_disk(saved))}")
     return OK if result.report.ok else DIFFERENT
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    with _status(arguments, f"exporting {arguments.name}"):
+    with status(arguments.quiet, f"exporting {arguments.name}"):
         saved = swinopt.export(
             arguments.name,
             arguments.output,
@@ -126,15 +126,15 @@ def _export(arguments: argparse.Namespace) -> int:
             **_model_options(arguments.set),
         )
     if arguments.json:
-        print(json.dumps({"path": str(saved), "bytes": _size_on_disk(saved), "checked": not arguments.no_check}))
+        print(json.dumps({"path": str(saved), "bytes": size_on_disk(saved), "checked": not arguments.no_check}))
     elif not arguments.quiet:
-        print(f"{saved}: {_megabytes(_size_on_disk(saved))}")
+        print(f"{saved}: {megabytes(size_on_disk(saved))}")
     return OK
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     found = describe(load_model(arguments.model))
-    found["bytes"] = _size_on_disk(Path(arguments.model))
+    found["bytes"] = size_on_disk(Path(arguments.model))
     if arguments.json:
         print(json.dumps(found, indent=2))
     elif not arguments.quiet:
@@ -143,7 +143,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    with _status(arguments, "running both models"):
+    with status(arguments.quiet, "running both models"):
         comparison = swinopt.compare(
             arguments.a,
             arguments.b,
@@ -234,7 +234,7 @@ def _as_text(found: dict[str, Any]) -> str:
     lines = [
         f"producer          {found['producer'] or 'unknown'}",
         f"opset             {opsets} (IR version {found['ir_version']})",
-        f"size              {_megabytes(found['bytes'])}, {found['parameters']:,} parameters",
+        f"size              {megabytes(found['bytes'])}, {found['parameters']:,} parameters",
     ]
     for kind in ("inputs", "outputs"):
         for name, value in found[kind].items():
@@ -279,14 +279,6 @@ def _refuse_same_file(paths: Sequence[Path]) -> None:
         raise OptionError("the model, the output and the report must be different files")
 
 
-def _size_on_disk(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, Path(f"{path}.data")) if file.exists())
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
 def _model_options(settings: Sequence[str]) -> dict[str, Any]:
     options = {}
     for setting in settings:
@@ -326,36 +318,6 @@ def _print(report: swinopt.Report) -> None:
     Console().print(report)
 
 
-def _silent(arguments: argparse.Namespace) -> bool:
-    return arguments.quiet or not sys.stderr.isatty()
-
-
-@contextmanager
-def _progress(arguments: argparse.Namespace) -> Iterator[bool | Callable[[str, int, int], None]]:
-    if _silent(arguments):
-        yield False
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading the model", total=None)
-        yield lambda name, index, total: bar.update(task, description=name, completed=index, total=total)
-
-
-@contextmanager
-def _status(arguments: argparse.Namespace, what: str) -> Iterator[None]:
-    if _silent(arguments):
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(what)):
-        yield
-
-
 # ------------------------------------------------------------------------------------------------------------- parser
 
 
@@ -373,6 +335,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(_command(commands, "inspect", _inspect, "tell what a model is made of"))
     _add_compare(_command(commands, "compare", _compare, "run two models on the same random inputs"))
     _add_passes(_command(commands, "passes", _passes, "list the passes that there are, or those of a target in order"))
+    for name, run, what, add in cli_engine.COMMANDS:
+        add(_command(commands, name, run, what))
     return parser
 
 

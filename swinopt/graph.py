@@ -23,7 +23,7 @@ from onnx import inliner
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from swinopt import ops
+from swinopt import handover, ops
 from swinopt import opset as opsets
 from swinopt.errors import ModelError
 
@@ -89,6 +89,7 @@ def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     proto = load_model(model)
     weights = {t.name: t for t in proto.graph.initializer}
     light = opsets.without_weights(proto)
+    handover.unpack(light)
     if light.functions:
         light = _inlined(light)
     light = _raised(light, opset)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from swinopt import ops
+from swinopt import handover, ops
 from swinopt.errors import MissingDependencyError, OptionError, VerificationError, first_line
 from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save, serialised
 
@@ -348,6 +348,7 @@ def _with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     complete = onnx.ModelProto()
     complete.CopyFrom(model)
+    handover.unpack(complete)
     ops.attach_bodies(complete)
     return complete
 

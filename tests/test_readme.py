@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -13,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import swinopt
-from swinopt import cli, passes, targets
+from swinopt import cli, passes, targets, tensorrt
+from swinopt.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +48,16 @@ def test_its_python_runs_from_top_to_bottom(folder: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "swin.optimized.onnx").exists()
+
+
+def test_its_python_for_a_gpu_calls_what_there_is() -> None:
+    shown = [node for block in blocks("py") for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    calls = [(c.func.value.id, c.func.attr, c) for c in shown if isinstance(c.func, ast.Attribute)]  # type: ignore[attr-defined]
+    assert {name for name, _, _ in calls} == {"tensorrt", "engine"}
+    for name, method, call in calls:
+        function = getattr(tensorrt if name == "tensorrt" else Engine, method)
+        itself = [] if name == "tensorrt" else [None]
+        inspect.signature(function).bind(*itself, *call.args, **{str(k.arg): k.value for k in call.keywords})
 
 
 def test_the_pass_it_shows_is_the_one_of_the_example() -> None:

@@ -1,0 +1,266 @@
+"""Measures the CUDA kernels on the GPU at hand: errors over the sweep of the tests, and speed beside a copy and PyTorch.
+
+    python benchmarks/kernels.py [--json FILE] [--no-sweep]
+
+Needs PyTorch with CUDA and cuda-bindings. Errors come first: a kernel that is wrong is not timed. Times are medians of
+CUDA-graph replays over rotating inputs, all in one run; the copy beside them is a device-to-device copy of 8 GB.
+Exits with 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.cuda_plugins import truth
+
+#: Share of the copy bandwidth that window attention in fp16 has to reach at Swin-B's first stage with 32 images.
+BANDWIDTH_BAR = 0.70
+_INPUT_BYTES, _REPLAYS = 400e6, 60
+
+#: name, batch, side, window, shift, heads, cosine: the stages of Swin-B 224, of one Swin-T, SwinV2-B and Swin-B 384.
+STAGES = (
+    *(
+        (f"Swin-B stage {stage} B={batch}", batch, 56 >> stage - 1, 7, shift, 4 << stage - 1, False)
+        for batch in (32, 1)
+        for stage, shift in ((1, 3), (2, 3), (3, 3), (4, 0))
+    ),
+    ("Swin-B stage 1 B=32, no shift", 32, 56, 7, 0, 4, False),
+    ("Swin-T stage 1 B=32", 32, 56, 7, 3, 3, False),
+    ("SwinV2-T w8 stage 1 B=32", 32, 64, 8, 4, 3, True),
+    ("SwinV2-B w16 stage 1 B=32", 32, 64, 16, 8, 4, True),
+    ("SwinV2-B w16 stage 3 B=32", 32, 16, 16, 0, 16, True),
+    ("Swin-B 384 w12 stage 1 B=32", 32, 96, 12, 6, 4, False),
+    ("Swin-B 384 w12 stage 3 B=32", 32, 24, 12, 6, 16, False),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--no-sweep", action="store_true", help="time without the sweep of errors")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    if not arguments.no_sweep:
+        result["errors"] = errors()
+        show([{"type": name, **found} for name, found in result["errors"].items()])
+    result["copy_tb_s"] = copy_bandwidth()
+    result["stages"] = list(speeds(result["copy_tb_s"]))
+    result["norms"] = list(norm_speeds(result["copy_tb_s"]))
+    print(f"{result['gpu']}: a copy moves {result['copy_tb_s']:.2f} TB/s")
+    show(result["stages"])
+    show(result["norms"])
+    missed = missed_bars(result)
+    result["missed"] = missed
+    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return 1 if missed else 0
+
+
+def errors() -> dict[str, dict[str, Any]]:
+    """The largest relative error of each kernel by type; NaN or a write beside the output counts as infinite."""
+    found = {}
+    for dtype, tolerance in truth.TOLERANCES.items():
+        attention = [
+            truth.window_attention_error(*shape, *heads, dtype, batch=1 + n % 3, cosine=c, roll_first=r, misaligned=m)
+            for n, (shape, heads) in enumerate(itertools.product(truth.MAPS, truth.HEADS))
+            for c, r in itertools.product((False, True), repeat=2)
+            for m in (False, True)[: 1 + (n % 4 == 0)]
+        ]
+        norms = [truth.add_layer_norm_error(s, dtype, misaligned=m) for s in truth.ROWS for m in (False, True)]
+        merging = [truth.patch_merging_error(s, dtype, misaligned=m) for s in truth.PATCHES for m in (False, True)]
+        found[str(dtype).removeprefix("torch.")] = {
+            "cases": len(attention) + len(norms) + len(merging),
+            "window_attention": _largest(attention),
+            "add_layer_norm": _largest(norms),
+            "patch_merging": _largest(merging),
+            "bar": tolerance,
+        }
+    return found
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max(math.inf if math.isnan(value) else value for value in values)
+
+
+def copy_bandwidth() -> float:
+    """TB/s of a large copy, bytes read and bytes written."""
+    source = torch.randn(1 << 30, device="cuda")
+    target = torch.empty_like(source)
+    times = sorted(elapsed(lambda: target.copy_(source)) for _ in range(15))
+    return 2 * source.numel() * source.element_size() / times[len(times) // 2] / 1e12
+
+
+def elapsed(work: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def graph_time(calls: Sequence[Callable[[], Any]]) -> tuple[float, float]:
+    """Median seconds of one call, and the spread: (90th - 10th percentile) / median."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+        for _ in range(3):
+            graph.replay()
+        times = sorted(elapsed(graph.replay) / len(calls) for _ in range(_REPLAYS))
+    median = times[len(times) // 2]
+    return median, (times[len(times) * 9 // 10] - times[len(times) // 10]) / median
+
+
+def speeds(copy: float) -> Iterator[dict[str, Any]]:
+    for (name, batch, side, window, shift, heads, cosine), dtype in itertools.product(
+        STAGES, (torch.float16, torch.float32)
+    ):
+        channels, n = 32 * heads, window * window
+        size = batch * side * side * 4 * channels * torch.finfo(dtype).bits // 8
+        attributes = {
+            "window_size": (window, window),
+            "shift_size": (shift, shift),
+            "num_heads": heads,
+            "scale": 32**-0.5,
+        }
+        calls, peers = [], []
+        for _ in range(max(2, min(16, math.ceil(_INPUT_BYTES / size)))):
+            qkv = torch.randn(batch, side, side, 3 * channels, device="cuda", dtype=dtype)
+            bias = torch.randn(heads, n, n, device="cuda", dtype=dtype)
+            logit_scale = torch.full((heads,), 10.0, device="cuda", dtype=dtype) if cosine else None
+            output = torch.empty(batch, side, side, channels, device="cuda", dtype=dtype)
+            inputs = [qkv, bias, logit_scale, None]
+            calls.append(lambda i=inputs, o=output: truth.launched("WindowAttention", i, [o], attributes))
+            mask = bias_and_mask(bias, side, window, shift)
+            peers.append(lambda q=qkv, m=mask, s=logit_scale: torch_attention(q, m, s, window, shift, heads))
+        median, spread = graph_time(calls)
+        row = {
+            "stage": name,
+            "type": str(dtype).removeprefix("torch."),
+            "us": round(median * 1e6, 2),
+            "spread": f"{spread:.1%}",
+            "TB/s": round(size / median / 1e12, 2),
+            "of copy": round(size / median / 1e12 / copy, 3),
+        }
+        if dtype == torch.float16:
+            peer, _ = graph_time(peers[:2])
+            row["torch SDPA us"] = round(peer * 1e6, 1)
+            row["times faster"] = round(peer / median, 1)
+        del calls, peers
+        torch.cuda.empty_cache()
+        yield row
+
+
+def bias_and_mask(bias: torch.Tensor, side: int, window: int, shift: int) -> torch.Tensor:
+    """[1 or windows, heads, n, n], as PyTorch's implementations add it."""
+    if not shift:
+        return bias[None]
+    before = torch.arange(side, device="cuda") < side - shift
+    regions = before.long()[:, None] + 2 * before.long()[None, :]
+    region = truth._partition(regions[None, :, :, None], (window, window))[0, :, :, 0]
+    mask = (region[:, :, None] != region[:, None, :]).to(bias.dtype) * -100
+    return bias[None] + mask[:, None]
+
+
+def torch_attention(
+    qkv: torch.Tensor, mask: torch.Tensor, logit_scale: torch.Tensor | None, window: int, shift: int, heads: int
+) -> torch.Tensor:
+    """What PyTorch does between the two linears: roll, partition, scaled_dot_product_attention, reverse, roll back."""
+    batch, side = qkv.shape[:2]
+    x = torch.roll(qkv, (-shift, -shift), (1, 2)) if shift else qkv
+    slots = truth._partition(x, (window, window))
+    count = slots.shape[1]
+    q, k, v = slots.unflatten(-1, (3, heads, 32)).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
+    if logit_scale is not None:
+        q, k = (
+            torch.nn.functional.normalize(q, dim=-1) * logit_scale[:, None, None],
+            torch.nn.functional.normalize(k, dim=-1),
+        )
+    whole = mask.expand(count, -1, -1, -1).repeat(batch, 1, 1, 1) if mask.shape[0] > 1 else mask
+    scale = 1.0 if logit_scale is not None else 32**-0.5
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=whole, scale=scale)
+    out = out.transpose(1, 2).flatten(2).unflatten(0, (batch, count))
+    x = truth._reverse(out, (side, side), (window, window))
+    return torch.roll(x, (shift, shift), (1, 2)) if shift else x
+
+
+def norm_speeds(copy: float) -> Iterator[dict[str, Any]]:
+    for stage in range(4):
+        batch, side, channels = 32, 56 >> stage, 128 << stage
+        x = [torch.randn(batch, side, side, channels, device="cuda", dtype=torch.float16) for _ in range(8)]
+        ones = torch.randn(channels, device="cuda", dtype=torch.float16)
+        outs = [torch.empty_like(x[0]) for _ in range(4)]
+        add = [
+            lambda a=x[2 * i], b=x[2 * i + 1]: truth.launched(
+                "AddLayerNorm", [a, b, ones, ones], outs[:2], {"epsilon": 1e-5}
+            )
+            for i in range(4)
+        ]
+        yield _norm_row(f"add_layer_norm, stage {stage + 1}", add, 4 * x[0].numel() * 2, copy)
+        if stage < 3:
+            four = torch.randn(4 * channels, device="cuda", dtype=torch.float16)
+            merged = torch.empty(batch, side // 2, side // 2, 4 * channels, device="cuda", dtype=torch.float16)
+            merge = [
+                lambda a=a: truth.launched("PatchMerging", [a, four, four], [merged], {"epsilon": 1e-5}) for a in x
+            ]
+            yield _norm_row(f"patch_merging, stage {stage + 1}", merge, 2 * x[0].numel() * 2, copy)
+
+
+def _norm_row(name: str, calls: Sequence[Callable[[], Any]], size: int, copy: float) -> dict[str, Any]:
+    median, spread = graph_time(calls)
+    rate = size / median / 1e12
+    return {
+        "kernel (Swin-B, B=32, fp16)": name,
+        "us": round(median * 1e6, 2),
+        "spread": f"{spread:.1%}",
+        "TB/s": round(rate, 2),
+        "of copy": round(rate / copy, 3),
+    }
+
+
+def missed_bars(result: dict[str, Any]) -> list[str]:
+    missed = []
+    for dtype, found in result.get("errors", {}).items():
+        for kernel in ("window_attention", "add_layer_norm", "patch_merging"):
+            if not found[kernel] < found["bar"]:
+                missed.append(f"{kernel} in {dtype}: error {found[kernel]:.1e}, bar {found['bar']:.1e}")
+    first = result["stages"][0]
+    if first["of copy"] < BANDWIDTH_BAR:
+        missed.append(f"{first['stage']}: {first['of copy']:.0%} of the copy bandwidth, bar {BANDWIDTH_BAR:.0%}")
+    return missed
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    heads = list(rows[0])
+    cells = [
+        [
+            f"{row.get(h, ''):.1e}" if isinstance(row.get(h), float) and row[h] < 1e-2 else str(row.get(h, ""))
+            for h in heads
+        ]
+        for row in rows
+    ]
+    widths = [max(len(h), *(len(line[i]) for line in cells)) for i, h in enumerate(heads)]
+    for line in [heads, *cells]:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""An engine on the GPU: deserialized, with one context, stream and lock for each optimization profile."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from swinopt import arrays, cuda, dlpack, tensorrt_module
+from swinopt.engine import Interface, Shape, Value
+from swinopt.errors import ModelError, OptionError, SwinoptError
+from swinopt.timing import LayerTimes, Timing
+
+#: TensorRT's names for element types, those of them that a version has, and ours.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+
+
+def dtype_name(trt: Any, dtype: Any) -> str:
+    """Our name of a TensorRT element type; its own where we have none."""
+    return next((ours for name, ours in _DTYPES.items() if getattr(trt.DataType, name, None) == dtype), str(dtype))
+
+
+class Execution:
+    """A deserialized engine.
+
+    Args:
+        plan: the serialized engine.
+        trt: the TensorRT module that built it.
+
+    Raises:
+        ModelError: the plan is of another TensorRT or GPU, or damaged.
+        MissingDependencyError: cuda-bindings is not installed.
+        SwinoptError: there is no GPU.
+    """
+
+    def __init__(self, plan: bytes, trt: Any) -> None:
+        cuda.require_device("An engine")
+        self._trt = trt
+        self._device: int = cuda.call("cudaGetDevice")
+        tensorrt_module.register_what_there_is(trt)
+        logger = tensorrt_module.logger(trt)
+        logger.errors.clear()
+        self._runtime = trt.Runtime(logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise ModelError(
+                f"{tensorrt_module.describe(trt)} cannot load the engine on this {cuda.device_name()}: an engine runs "
+                "with the TensorRT, the kind of GPU and the plugins that it was built with, so build it again "
+                f"({tensorrt_module.complaints(trt)})"
+            )
+        self._contexts: dict[int, _Context] = {}
+        self._lock = threading.Lock()
+
+    def interface(self) -> Interface:
+        """What the engine says of its inputs, outputs and profiles."""
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        values = {n: Value(dtype_name(self._trt, engine.get_tensor_dtype(n)), _shape(engine, n)) for n in names}
+        inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
+        dynamic = [name for name in inputs if -1 in values[name].shape]
+        profiles = [
+            {name: _range(engine.get_tensor_profile_shape(name, index)) for name in dynamic}
+            for index in range(engine.num_optimization_profiles)
+        ]
+        return Interface(
+            inputs={name: values[name] for name in inputs},
+            outputs={name: values[name] for name in names if name not in inputs},
+            profiles=tuple(profiles) if dynamic else (),
+        )
+
+    def close(self) -> None:
+        """Gives back all that lies on the GPU."""
+        with self._lock:
+            for context in self._contexts.values():
+                context.close()
+            self._contexts.clear()
+        # Contexts before the engine before the runtime: TensorRT does not count references among them.
+        del self._engine, self._runtime
+
+    @contextmanager
+    def _context(self, profile: int) -> Iterator[_Context]:
+        cuda.call("cudaSetDevice", self._device)
+        with self._lock:
+            if profile not in self._contexts:
+                self._contexts[profile] = _Context(self._engine, self._trt, profile)
+            context = self._contexts[profile]
+        with context.lock:
+            yield context
+
+    # --------------------------------------------------------------------------------------------------------- running
+
+    def run(self, interface: Interface, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`swinopt.engine.Engine.run`."""
+        given = arrays.arrays_for(interface, inputs)
+        profile = interface.profile_for({name: tuple(int(s) for s in array.shape) for name, array in given.items()})
+        with self._context(profile) as context:
+            views = {name: arrays.view(array, context.stream) for name, array in given.items()}
+            for name, view in views.items():
+                self._check(name, view, interface.inputs[name])
+                context.set_input(name, view.shape, self._on_gpu(name, view, context))
+            on_gpu = any(view.on_gpu for view in views.values())
+            shapes = {name: context.output_shape(name) for name in interface.outputs}
+            sizes = {name: arrays.size_of(interface.outputs[name].dtype, shape) for name, shape in shapes.items()}
+            memory = {n: cuda.Memory(size) if on_gpu else context.buffer(n, size) for n, size in sizes.items()}
+            for name, block in memory.items():
+                context.set_output(name, block.handle)
+            context.enqueue()
+            if on_gpu:
+                context.stream.synchronize()
+                library = arrays.library_of(next(given[name] for name, view in views.items() if view.on_gpu))
+                return {
+                    name: arrays.handed_out(self._lent(memory[name], shape, interface.outputs[name].dtype), library)
+                    for name, shape in shapes.items()
+                }
+            results = {name: arrays.empty(interface.outputs[name].dtype, shape) for name, shape in shapes.items()}
+            for name, array in results.items():
+                context.stream.download(array.ctypes.data, memory[name].handle, sizes[name])
+            context.stream.synchronize()
+        library = arrays.library_of(next(iter(given.values()), None))
+        return {name: arrays.handed_out(array, library) for name, array in results.items()}
+
+    def _lent(self, memory: cuda.Memory, shape: Shape, dtype: str) -> dlpack.DeviceArray:
+        return dlpack.DeviceArray(memory.handle, shape, dtype, self._device, memory)
+
+    def _check(self, name: str, view: dlpack.View, expected: Value) -> None:
+        if view.dtype != expected.dtype:
+            raise OptionError(f"input {name!r} is {view.dtype}, and the engine takes {expected.dtype}: convert it")
+        if not view.dense:
+            raise OptionError(f"input {name!r} is not contiguous in memory: make it so, e.g. with x.contiguous()")
+        if view.on_gpu and view.device[1] != self._device:
+            raise OptionError(f"input {name!r} lies on GPU {view.device[1]}, and the engine on GPU {self._device}")
+
+    def _on_gpu(self, name: str, view: dlpack.View, context: _Context) -> int:
+        if view.on_gpu:
+            return view.pointer
+        size = arrays.size_of(view.dtype, view.shape)
+        memory = context.buffer(name, size)
+        context.stream.upload(memory.handle, view.pointer, size)
+        return int(memory.handle)
+
+    # ------------------------------------------------------------------------------------------------------- measuring
+
+    def benchmark(
+        self,
+        interface: Interface,
+        shapes: Mapping[str, Shape],
+        runs: int,
+        warmup: int,
+        rotate: int,
+        graph: bool,
+        what: str,
+    ) -> Timing:
+        """See :meth:`swinopt.engine.Engine.benchmark`."""
+        with self._context(interface.profile_for(shapes)) as context:
+            works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
+            for work in works:
+                work()
+            context.stream.synchronize()
+            graphs = _recorded(context, works) if graph else []
+            launches: list[Callable[[], None]] = [lambda g=g: g.launch(context.stream) for g in graphs] or list(works)  # type: ignore[misc]
+            for index in range(warmup):
+                launches[index % rotate]()
+            marks = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
+            for index, (start, end) in enumerate(marks):
+                start.record(context.stream)
+                launches[index % rotate]()
+                end.record(context.stream)
+            # Only now: a host that waits for each run would put its own delay into the next one.
+            context.stream.synchronize()
+            samples = tuple(end.milliseconds_since(start) for start, end in marks)
+        return Timing(samples, dict(shapes), bool(graphs), rotate, cuda.device_name(), what)
+
+    def profile(self, interface: Interface, shapes: Mapping[str, Shape], runs: int) -> LayerTimes:
+        """See :meth:`swinopt.engine.Engine.profile`."""
+        profile = interface.profile_for(shapes)
+        with self._context(profile) as context:
+            work = _Work(context, interface, shapes, 0)
+            work()
+            context.stream.synchronize()
+            times = context.measure_layers(work, runs)
+            # A profiler cannot be taken off again, and slows every run down.
+            with self._lock:
+                del self._contexts[profile]
+            context.close()
+        return LayerTimes(dict(sorted(times.items(), key=lambda item: -item[1])), runs)
+
+
+class _Context:
+    """A TensorRT execution context with the stream that it runs in and the buffers that it keeps."""
+
+    def __init__(self, engine: Any, trt: Any, profile: int) -> None:
+        self.lock = threading.Lock()
+        self.stream = cuda.Stream()
+        self._trt = trt
+        self._buffers: dict[str, cuda.Memory] = {}
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise SwinoptError(f"TensorRT cannot make an execution context: {tensorrt_module.complaints(trt)}")
+        self._require(self._context.set_optimization_profile_async(profile, self.stream.address), "choose a profile")
+
+    def buffer(self, name: str, size: int) -> cuda.Memory:
+        """Memory of at least this size that stays with the context, so that the next run need not ask for it."""
+        known = self._buffers.get(name)
+        if known is None or known.size < size:
+            if known is not None:
+                known.close()
+            self._buffers[name] = cuda.Memory(size)
+        return self._buffers[name]
+
+    def set_input(self, name: str, shape: Shape, address: int) -> None:
+        self._require(self._context.set_input_shape(name, shape), f"take {name} of shape {list(shape)}")
+        self._require(self._context.set_tensor_address(name, address), f"take an address for {name}")
+
+    def set_output(self, name: str, address: int) -> None:
+        self._require(self._context.set_tensor_address(name, address), f"take an address for {name}")
+
+    def output_shape(self, name: str) -> Shape:
+        shape = _shape(self._context, name)
+        if any(size < 0 for size in shape):
+            raise SwinoptError(
+                f"the size of output {name!r} depends on values: run such an engine with TensorRT itself"
+            )
+        return shape
+
+    def enqueue(self) -> None:
+        self._require(self._context.execute_async_v3(self.stream.address), "run the engine")
+
+    def measure_layers(self, work: Callable[[], None], runs: int) -> dict[str, float]:
+        """Mean milliseconds of each layer."""
+        times: dict[str, float] = defaultdict(float)
+
+        class Profiler(self._trt.IProfiler):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times[layer_name] += ms
+
+        self._context.profiler = Profiler()
+        work()
+        self.stream.synchronize()
+        times.clear()
+        for _ in range(runs):
+            work()
+            self.stream.synchronize()
+        return {name: ms / runs for name, ms in times.items()}
+
+    def close(self) -> None:
+        self._context = None
+        for memory in self._buffers.values():
+            memory.close()
+        self._buffers.clear()
+        self.stream.close()
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise SwinoptError(f"TensorRT did not {what}: {tensorrt_module.complaints(self._trt)}")
+
+
+class _Work:
+    """One inference on random inputs that lie on the GPU already."""
+
+    def __init__(self, context: _Context, interface: Interface, shapes: Mapping[str, Shape], seed: int) -> None:
+        self._context = context
+        self._inputs: dict[str, tuple[Shape, cuda.Memory]] = {}
+        rng = np.random.default_rng(seed)
+        for name, shape in shapes.items():
+            array = arrays.random(rng, interface.inputs[name].dtype, shape)
+            memory = cuda.Memory(array.nbytes)
+            context.stream.upload(memory.handle, array.ctypes.data, array.nbytes)
+            context.stream.synchronize()
+            self._inputs[name] = (shape, memory)
+            context.set_input(name, shape, memory.handle)
+        self._outputs = {
+            name: cuda.Memory(arrays.size_of(value.dtype, context.output_shape(name)))
+            for name, value in interface.outputs.items()
+        }
+
+    def __call__(self) -> None:
+        for name, (shape, memory) in self._inputs.items():
+            self._context.set_input(name, shape, memory.handle)
+        for name, memory in self._outputs.items():
+            self._context.set_output(name, memory.handle)
+        self._context.enqueue()
+
+
+def _recorded(context: _Context, works: list[_Work]) -> list[cuda.Graph]:
+    """The works as CUDA graphs; none if the engine cannot be captured."""
+    graphs: list[cuda.Graph] = []
+    for work in works:
+        # What changed since the last run is settled in a run of its own, which must not be part of the graph.
+        work()
+        context.stream.synchronize()
+        try:
+            graphs.append(cuda.Graph(context.stream, context.enqueue))
+        except SwinoptError:
+            for graph in graphs:
+                graph.close()
+            return []
+    return graphs
+
+
+def _shape(source: Any, name: str) -> Shape:
+    return tuple(int(size) for size in source.get_tensor_shape(name))
+
+
+def _range(shapes: Any) -> tuple[Shape, Shape, Shape]:
+    low, usual, high = (tuple(int(size) for size in shape) for shape in shapes)
+    return low, usual, high

@@ -1,0 +1,77 @@
+"""From any model to what the TensorRT at hand parses: precision, plugins, opset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from swinopt import handover, ops, opset, passes
+from swinopt.errors import ModelError
+from swinopt.graph import op_counts
+from swinopt.pipeline import Pipeline
+from swinopt.precision import NARROW, convert, weight_precisions
+from swinopt.targets import TARGETS
+
+#: What parsers that do not know Gelu read at most.
+_OLD_OPSET = TARGETS["tensorrt-8.6"].newest_opset
+
+
+def for_parser(
+    model: onnx.ModelProto, *, precision: str, by_graph: bool, plugins: bool, has_gelu: bool
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """The model as a parser takes it; a copy.
+
+    Args:
+        model: any model, optimized or not.
+        precision: of the engine.
+        by_graph: whether the graph decides the precision, and not flags of the builder.
+        plugins: whether plugins run the swinopt ops; else they are spelled out in standard ones.
+        has_gelu: whether the parser knows Gelu: one that does not stops at opset 17 as well.
+
+    Returns:
+        The model, and the nodes that stay in float32 although less is asked for, with the reasons.
+
+    Raises:
+        ModelError: the weights are of another precision, or the model cannot be converted.
+    """
+    kept: Mapping[str, str] = {}
+    if not has_gelu:
+        # First of all: the converter knows no way back from some newer ops, and passes write what the opset has.
+        model = _aged(model)
+    if not plugins and ops.uses(model):
+        model = _spelled_out(model)
+    if by_graph and precision in NARROW:
+        converted = convert(model, precision)
+        model, kept = converted.model, converted.kept
+    else:
+        _require_precision(model, precision)
+    return handover.for_plugins(model), kept
+
+
+def _spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
+    model = Pipeline(passes.FoldWindowPartition(), passes.FoldQueryScale())(model)
+    if ops.uses(model):
+        # What no pass can lower, on maps of open size, has its definition, with arithmetic on shapes that may be known.
+        model = ops.inline_bodies(model)
+    return Pipeline(passes.FoldConstants(), passes.SimplifyMovement(), passes.EliminateNoops())(model)
+
+
+def _require_precision(model: onnx.ModelProto, precision: str) -> None:
+    other = weight_precisions(model) - {precision}
+    if other:
+        raise ModelError(
+            f"the model has {' and '.join(sorted(other))} weights, and {precision} is asked for: build it with "
+            f"{sorted(other)[0]}, or give the fp32 model"
+        )
+
+
+def _aged(model: onnx.ModelProto) -> onnx.ModelProto:
+    if op_counts(model)["Gelu"]:
+        model = passes.SpellOutGelu()(model)
+    if _OLD_OPSET is not None and opset.version_of(model) > _OLD_OPSET:
+        bare = onnx.ModelProto()
+        bare.CopyFrom(model)
+        ops.strip_bodies(bare)
+        model = opset.convert(bare, _OLD_OPSET)
+    return model

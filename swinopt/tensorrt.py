@@ -1,0 +1,299 @@
+"""Building TensorRT engines: one way for TensorRT 8.6, 10, 11 and TensorRT-RTX.
+
+from swinopt import tensorrt
+
+engine = tensorrt.build(swinopt.optimize("swin.onnx"), precision="fp16")
+engine.save("swin.engine")
+outputs = engine.run({"input": images})
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from swinopt import cuda, ops, tensorrt_module
+from swinopt import graph as graphs
+from swinopt import profiles as profile
+from swinopt.api import Optimized
+from swinopt.engine import Engine, Interface, Range, Value, write_whole
+from swinopt.errors import ModelError, OptionError, SwinoptError
+from swinopt.execution import dtype_name
+from swinopt.graph import ModelLike
+from swinopt.lowering import for_parser
+from swinopt.pipeline import Progress
+
+__all__ = ["PRECISIONS", "Engine", "build"]
+
+PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
+_FLAGS = {"fp16": "FP16", "bf16": "BF16"}
+_PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
+
+
+def build(
+    model: ModelLike | Optimized,
+    *,
+    precision: str = "fp16",
+    profiles: profile.Profile | Sequence[profile.Profile] | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    plugins: str = "auto",
+    workspace: int | None = None,
+    progress: bool | Progress = False,
+    tensorrt: str | None = None,
+) -> Engine:
+    """Builds an engine from a model, optimized or not.
+
+    A model for another TensorRT than the one at hand is brought to what that one takes. swinopt ops become plugin
+    layers: a missing plugin is an error, never a slower engine.
+
+    TensorRT-RTX builds without a GPU, and then for all the kinds of GPU that it knows; TensorRT needs the GPU that the
+    engine is for.
+
+    Args:
+        model: what :func:`swinopt.optimize` returned or takes.
+        precision: ``"fp16"``, ``"bf16"``, ``"tf32"`` or ``"fp32"``. The first two are upper bounds for TensorRT 8.6
+            and 10, which choose for each layer; where the graph alone decides (TensorRT 11, RTX) it is converted.
+            Inputs and outputs keep the types that the model declares.
+        profiles: for a model with dynamic inputs ``{input: (smallest, usual, largest shape)}``, or several of these.
+            By default a dynamic batch goes from 1 to 32 and is tuned for 8; other dynamic sizes need a profile.
+        timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
+            measures nothing and leaves it alone.
+        plugins: ``"auto"``, or ``"off"`` to spell swinopt ops out in standard ones.
+        workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
+        progress: True to print each phase, or a function of a phase, a step and the number of steps.
+        tensorrt: ``"tensorrt"`` or ``"tensorrt_rtx"``; by default what the environment variable ``SWINOPT_TENSORRT``
+            names, or else the first of the two that is installed.
+
+    Raises:
+        ModelError: the model cannot be read, TensorRT's parser does not take it, or its weights are of another
+            precision than the one that is asked for.
+        OptionError: an argument is none that there is, a profile is missing or does not fit, or this TensorRT has no
+            such precision.
+        MissingDependencyError: TensorRT, a plugin or cuda-bindings is missing.
+        SwinoptError: there is no GPU where one is needed, or TensorRT fails.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    if plugins not in ("auto", "off"):
+        raise OptionError(f'plugins is "auto" or "off", and not {plugins!r}')
+    proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
+    trt = tensorrt_module.find(tensorrt)
+    return _Build(trt, precision, timing_cache, workspace, _told(progress)).engine(proto, profiles, plugins)
+
+
+class _Build:
+    """One build. TensorRT's objects live as long as this: the parser owns the weights of the network."""
+
+    def __init__(
+        self,
+        trt: Any,
+        precision: str,
+        timing_cache: str | os.PathLike[str] | None,
+        workspace: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.trt, self.precision, self.workspace, self.progress = trt, precision, workspace, progress
+        self.timing_cache = Path(timing_cache) if timing_cache is not None else None
+        self.notes: list[str] = []
+        self.by_flags = hasattr(trt.BuilderFlag, "FP16")
+        if self.by_flags and precision in _FLAGS and not hasattr(trt.BuilderFlag, _FLAGS[precision]):
+            raise OptionError(f"{tensorrt_module.describe(trt)} has no {precision}: take fp16, or TensorRT 10 or newer")
+        if not tensorrt_module.is_rtx(trt):
+            cuda.require_device("Building with TensorRT")
+        self.logger = tensorrt_module.logger(trt)
+        self.logger.errors.clear()
+        try:
+            self.builder = trt.Builder(self.logger)
+        except TypeError as error:  # what pybind11 makes of a constructor that gave up
+            raise SwinoptError(f"TensorRT does not start: {tensorrt_module.complaints(trt)}") from error
+        self.network = self.builder.create_network(self._network_flags())
+        self.parser = trt.OnnxParser(self.network, self.logger)
+        self.config = self.builder.create_builder_config()
+
+    def engine(
+        self, model: onnx.ModelProto, wanted: profile.Profile | Sequence[profile.Profile] | None, plugins: str
+    ) -> Engine:
+        if self.progress:
+            self.progress("preparing the model", 0, 1)
+        model, kept = for_parser(
+            model,
+            precision=self.precision,
+            by_graph=not self.by_flags,
+            plugins=plugins == "auto",
+            has_gelu=self.parser.supports_operator("Gelu"),
+        )
+        self.notes += [f"{node} stays in float32: {reason}" for node, reason in kept.items()]
+        needed = ops.uses(model)
+        tensorrt_module.register_plugins(self.trt, needed)
+        self._parse(model)
+        plugin_layers = self._plugin_layers()
+        if plugin_layers < needed.total():
+            raise SwinoptError(
+                f"{needed.total()} nodes need a plugin, and {tensorrt_module.describe(self.trt)} made {plugin_layers} "
+                'plugin layers: please report this, and build with plugins="off" until it is solved'
+            )
+        inputs = _values(self.trt, self.network.num_inputs, self.network.get_input)
+        ranges = profile.resolve(wanted, {name: value.shape for name, value in inputs.items()})
+        self._configure(ranges)
+        plan = self._serialized()
+        outputs = _values(self.trt, self.network.num_outputs, self.network.get_output)
+        return Engine(
+            plan,
+            self.trt,
+            interface=Interface(inputs, outputs, ranges),
+            plugin_layers=plugin_layers,
+            precision=self.precision,
+            notes=self.notes,
+        )
+
+    # --------------------------------------------------------------------------------------------------------- network
+
+    def _network_flags(self) -> int:
+        known = self.trt.NetworkDefinitionCreationFlag
+        wanted = ["EXPLICIT_BATCH", *([] if self.by_flags else ["STRONGLY_TYPED"])]
+        return sum(1 << int(getattr(known, name)) for name in wanted if hasattr(known, name))
+
+    def _parse(self, model: onnx.ModelProto) -> None:
+        data = graphs.serialised(model)
+        if data is not None and len(data) < graphs.PROTOBUF_LIMIT:
+            parsed = self.parser.parse(data)
+        else:
+            with tempfile.TemporaryDirectory(prefix="swinopt-") as folder:
+                parsed = self.parser.parse_from_file(str(graphs.save(model, Path(folder) / "model.onnx")))
+        if not parsed:
+            errors = [self.parser.get_error(index) for index in range(self.parser.num_errors)]
+            reasons = "; ".join(" ".join(str(error).split()) for error in errors)
+            raise ModelError(
+                f"the parser of {tensorrt_module.describe(self.trt)} does not take the model: "
+                f"{reasons or 'no reason given'} ({tensorrt_module.complaints(self.trt)})"
+            )
+
+    def _plugin_layers(self) -> int:
+        kinds = {getattr(self.trt.LayerType, name, None) for name in _PLUGIN_LAYERS}
+        return sum(self.network.get_layer(index).type in kinds for index in range(self.network.num_layers))
+
+    # --------------------------------------------------------------------------------------------------- configuration
+
+    def _configure(self, ranges: Sequence[Mapping[str, Range]]) -> None:
+        flags = self.trt.BuilderFlag
+        if self.precision in _FLAGS and self.by_flags:
+            self.config.set_flag(getattr(flags, _FLAGS[self.precision]))
+        # TF32 is on by default, and would make "fp32" a number of 10 bits. Half precision falls back to the faster.
+        (self.config.clear_flag if self.precision == "fp32" else self.config.set_flag)(flags.TF32)
+        if self.workspace is not None:
+            self.config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.workspace << 20)
+        if hasattr(self.config, "profiling_verbosity"):
+            self.config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
+        for each in ranges:
+            chosen = self.builder.create_optimization_profile()
+            for name, (low, usual, high) in each.items():
+                chosen.set_shape(name, low, usual, high)
+            if self.config.add_optimization_profile(chosen) < 0:
+                raise OptionError(f"TensorRT does not take the profile {dict(each)}")
+        if hasattr(self.config, "num_compute_capabilities") and not cuda.device_count():
+            self._target_every_gpu()
+
+    def _target_every_gpu(self) -> None:
+        every = self.trt.ComputeCapability.__members__
+        # Turing (SM75) multiplies no float32 matrices, and bfloat16 neither.
+        known = [kind for name, kind in every.items() if name.startswith("SM") and name != "SM75"]
+        self.config.num_compute_capabilities = len(known)
+        for index, kind in enumerate(known):
+            self.config.set_compute_capability(kind, index)
+        self.notes.append(f"built without a GPU, for {', '.join(kind.name for kind in known)}")
+
+    # ----------------------------------------------------------------------------------------------------------- build
+
+    def _serialized(self) -> bytes:
+        with self._cached_timings(), self._watched():
+            plan = self.builder.build_serialized_network(self.network, self.config)
+        if plan is None:
+            described = tensorrt_module.describe(self.trt)
+            raise SwinoptError(f"{described} cannot build the engine: {tensorrt_module.complaints(self.trt)}")
+        return bytes(plan)
+
+    @contextmanager
+    def _cached_timings(self) -> Iterator[None]:
+        path = self.timing_cache
+        if path is None or tensorrt_module.is_rtx(self.trt):
+            yield
+            return
+        try:
+            known = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        if not self._take_timings(known):
+            self.notes.append(f"{path} is of another TensorRT or GPU, and was replaced")
+            self._take_timings(b"")
+        yield
+        write_whole(path, bytes(self.config.get_timing_cache().serialize()))
+
+    def _take_timings(self, known: bytes) -> bool:
+        cache = self.config.create_timing_cache(known)
+        return cache is not None and bool(self.config.set_timing_cache(cache, False))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        progress = self.progress
+        if progress is None:
+            yield
+        elif not hasattr(self.trt, "IProgressMonitor"):
+            progress("building", 0, 1)
+            yield
+        else:
+            monitor = _monitor(self.trt, progress)
+            self.config.progress_monitor = monitor
+            yield
+            if monitor.error is not None:
+                raise monitor.error
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Tells of every step. What the listener raises stops the build, and is raised again when TensorRT is out."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.error: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell(phase_name, step)
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def _tell(self, phase: str, step: int) -> None:
+            try:
+                progress(phase, step, self.steps.get(phase, 1))
+            except BaseException as error:
+                self.error = error
+
+    return Monitor()
+
+
+def _values(trt: Any, count: int, get: Callable[[int], Any]) -> dict[str, Value]:
+    tensors = [get(index) for index in range(count)]
+    return {t.name: Value(dtype_name(trt, t.dtype), tuple(int(size) for size in t.shape)) for t in tensors}
+
+
+def _told(progress: bool | Progress) -> Progress | None:
+    if callable(progress):
+        return progress
+    return _print_phase if progress else None
+
+
+def _print_phase(phase: str, step: int, steps: int) -> None:
+    if step == 0:
+        print(f"{phase} ({steps} steps)" if steps > 1 else phase, flush=True)

@@ -1,0 +1,89 @@
+"""Every kernel on a GPU against float64 over a sweep: sizes, types, poisoned outputs, pointers that are barely aligned."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("cuda.bindings", reason="launching kernels needs cuda-bindings")
+
+from tests.cuda_plugins import truth  # noqa: E402 - needs torch
+
+pytestmark = pytest.mark.gpu
+
+TYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in truth.TOLERANCES]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
+def test_window_attention(dtype: torch.dtype, heads: tuple[int, int]) -> None:
+    errors = {}
+    for number, (size, window, shift) in enumerate(truth.MAPS):
+        for cosine, roll_first in itertools.product((False, True), repeat=2):
+            errors[size, window, shift, cosine, roll_first] = truth.window_attention_error(
+                size, window, shift, *heads, dtype, batch=1 + number % 3, cosine=cosine, roll_first=roll_first
+            )
+    assert {case: error for case, error in errors.items() if not error < truth.TOLERANCES[dtype]} == {}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("heads", [(32, 4), (24, 2), (128, 1)], ids=lambda heads: "x".join(map(str, heads)))
+def test_window_attention_of_misaligned_pointers(dtype: torch.dtype, heads: tuple[int, int]) -> None:
+    for size, window, shift in truth.MAPS[:8]:
+        error = truth.window_attention_error(size, window, shift, *heads, dtype, misaligned=True)
+        assert error < truth.TOLERANCES[dtype], (size, window, shift)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("batch", [1, 40, 300])
+def test_window_attention_of_many_windows(dtype: torch.dtype, batch: int) -> None:
+    """Blocks that take several windows each, and a last one that takes fewer."""
+    for window, shift, heads in (((7, 7), (3, 3), 3), ((7, 7), (3, 3), 4), ((8, 8), (4, 4), 4), ((4, 4), (2, 2), 2)):
+        error = truth.window_attention_error((20, 22), window, shift, 32, heads, dtype, batch=batch, cosine=batch == 40)
+        assert error < truth.TOLERANCES[dtype], (window, shift, heads)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-8, 3.0])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_window_attention_with_any_scale(dtype: torch.dtype, scale: float) -> None:
+    assert truth.window_attention_error((14, 14), (7, 7), (3, 3), 32, 4, dtype, scale=scale) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_window_attention_of_zeros_has_no_nan(dtype: torch.dtype) -> None:
+    """A token of zeros has no direction, which cosine attention asks for."""
+    for window in ((7, 7), (8, 8), (12, 12)):
+        n = window[0] * window[1]
+        qkv = torch.zeros(1, *window, 3 * 64, dtype=dtype, device="cuda")
+        output = truth.Buffer((1, *window, 64), dtype)
+        bias, logit_scale = truth.random((2, n, n), dtype), torch.full((2,), 100.0, dtype=dtype, device="cuda")
+        attributes = {"window_size": window, "shift_size": (0, 0), "num_heads": 2, "scale": 1.0}
+        truth.launched("WindowAttention", [qkv, bias, logit_scale, None], [output.tensor], attributes)
+        assert (output.tensor == 0).all()
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", truth.ROWS, ids=str)
+def test_add_layer_norm(shape: Sequence[int], dtype: torch.dtype, misaligned: bool) -> None:
+    assert truth.add_layer_norm_error(shape, dtype, misaligned=misaligned) < truth.TOLERANCES[dtype]
+
+
+def test_add_layer_norm_of_a_large_mean() -> None:
+    """E[x^2] - E[x]^2 would lose all digits here."""
+    assert truth.add_layer_norm_error((64, 256), torch.float32, mean=300.0) < 1e-4
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", truth.PATCHES, ids=str)
+def test_patch_merging(shape: Sequence[int], dtype: torch.dtype, misaligned: bool) -> None:
+    assert truth.patch_merging_error(shape, dtype, misaligned=misaligned) < truth.TOLERANCES[dtype]

@@ -1,0 +1,236 @@
+"""Running engines, as far as that is no business of a GPU: see :mod:`tests.fake_gpu`."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from swinopt import cuda, dlpack, tensorrt_module
+from swinopt.engine import Engine, write_whole
+from swinopt.errors import ModelError, OptionError, SwinoptError
+from tests import fake_gpu
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_gpu.Runtime:
+    runtime = fake_gpu.Runtime()
+    monkeypatch.setattr(cuda, "runtime", lambda: runtime)
+    monkeypatch.setattr(tensorrt_module, "register_what_there_is", lambda trt: None)
+    return runtime
+
+
+@pytest.fixture
+def engine(gpu: fake_gpu.Runtime) -> Engine:
+    return Engine(b"plan", fake_gpu.TensorRT())
+
+
+def ones(batch: int) -> Any:
+    return np.arange(3 * batch, dtype=np.float32).reshape(batch, 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 8])
+def test_arrays_of_numpy_come_back_as_such(batch: int, engine: Engine) -> None:
+    out = engine.run({"x": ones(batch)})["y"]
+    assert isinstance(out, np.ndarray)
+    np.testing.assert_array_equal(out, 2 * ones(batch))
+
+
+def test_each_shape_runs_in_the_profile_that_takes_it(engine: Engine) -> None:
+    trt = engine._trt
+    for batch in (2, 6, 3, 7):
+        engine.run({"x": ones(batch)})
+    assert [context.chosen for context in trt.engine.contexts] == [0, 1]
+
+
+def test_arrays_in_another_order_and_constant_ones_are_taken_for_what_they_say(engine: Engine) -> None:
+    turned = np.asfortranarray(ones(4))
+    turned.flags.writeable = False
+    np.testing.assert_array_equal(engine.run({"x": turned})["y"], 2 * ones(4))
+
+
+def test_tensors_of_torch_come_back_as_such(engine: Engine) -> None:
+    torch = pytest.importorskip("torch")
+    out = engine.run({"x": torch.from_numpy(ones(2))})["y"]
+    assert isinstance(out, torch.Tensor)
+    np.testing.assert_array_equal(out.numpy(), 2 * ones(2))
+    with pytest.raises(OptionError, match="not contiguous"):
+        engine.run({"x": torch.zeros(3, 2).T})
+
+
+class OnGpu:
+    """A tensor of some library that lies on a GPU."""
+
+    def __init__(self, array: Any, device: int = 0) -> None:
+        self.array, self.shape, self.device = array, array.shape, device
+        self.stream: Any = None
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self.device
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        self.stream = stream
+        lent = dlpack.DeviceArray(self.array.ctypes.data, self.shape, str(self.array.dtype), self.device, self.array)
+        return lent.__dlpack__()
+
+
+def test_what_lies_on_the_gpu_stays_there(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    given = OnGpu(ones(2))
+    out = engine.run({"x": given})["y"]
+
+    assert given.stream == 77, "the engine's stream has to wait for whoever wrote the input"
+    (context,) = engine._trt.engine.contexts
+    assert context.addresses["x"] == given.array.ctypes.data, "the input was copied"
+    assert dlpack.device_of(out) == (dlpack.CUDA, 0)
+    seen = dlpack.view(out)
+    assert (seen.shape, seen.dtype) == ((2, 3), "float32")
+    assert list((np.ctypeslib.ctypes.c_float * 6).from_address(seen.pointer)) == [0, 2, 4, 6, 8, 10]
+    before = len(gpu.memory)
+    del out, seen
+    gc.collect()
+    assert len(gpu.memory) == before - 1, "the output was not given back"
+
+
+def test_closing_gives_everything_back_and_running_goes_on(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    with engine:
+        engine.run({"x": ones(4)})
+        assert gpu.memory
+    assert not gpu.memory
+    np.testing.assert_array_equal(engine.run({"x": ones(4)})["y"], 2 * ones(4))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "takes x as inputs, and none was given"),
+        ({"x": ones(1), "z": ones(1)}, "takes x as inputs, and x, z was given"),
+        (ones(1), "takes x as inputs, and ndarray was given"),
+        ({"x": ones(1).astype(np.float64)}, "'x' is float64, and the engine takes float32"),
+        ({"x": ones(1)[:, :2]}, r"shape \[1, 2\], and the engine takes \[\?, 3\]"),
+        ({"x": ones(1)[0]}, r"shape \[3\], and the engine takes \[\?, 3\]"),
+        ({"x": ones(9)}, r"no profile of the engine takes x \[9, 3\]: .* x \[1, 3\] to \[4, 3\]; or x \[5, 3\] to \[8"),
+        ({"x": OnGpu(ones(1), device=1)}, "lies on GPU 1, and the engine on GPU 0"),
+    ],
+    ids=["none", "unknown", "no mapping", "dtype", "size", "rank", "profile", "device"],
+)
+def test_inputs_that_do_not_fit(inputs: Any, message: str, engine: Engine) -> None:
+    with pytest.raises(OptionError, match=message):
+        engine.run(inputs)
+
+
+def test_a_plan_of_another_tensorrt(gpu: fake_gpu.Runtime) -> None:
+    with pytest.raises(
+        ModelError, match=r"TensorRT 8.6.0 cannot load the engine on this Pretended GPU: .*build it again"
+    ):
+        Engine(b"other", fake_gpu.TensorRT()).run({"x": ones(1)})
+
+
+def test_no_gpu_is_an_error_of_its_own(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    gpu.devices = 0
+    with pytest.raises(SwinoptError, match="no NVIDIA GPU was found: the driver reports none"):
+        engine.run({"x": ones(1)})
+
+
+def test_a_failure_of_the_gpu_says_which_call_and_why(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    gpu.cudaStreamSynchronize = lambda stream: (700,)  # type: ignore[attr-defined]
+    with pytest.raises(
+        SwinoptError, match=r"cudaStreamSynchronize failed: cudaErrorPretended \(it was only pretended\)"
+    ):
+        engine.run({"x": ones(1)})
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def test_a_benchmark_reports_what_it_measured(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    timing = engine.benchmark(runs=5, warmup=3, rotate=2)
+    assert timing.samples == (1, 2, 3, 4, 5)
+    assert (timing.median, timing.percentile(90), timing.spread) == (3, 4.6, pytest.approx(3.2 / 3))
+    assert timing.items_per_second == pytest.approx(2 * 1000 / 3)
+    assert timing.shapes == {"x": (2, 3)}, "the first profile is tuned for it"
+    assert timing.graph and gpu.calls.count("cudaGraphLaunch") == 5 + 3
+    assert "median 3.000 ms" in str(timing) and "Pretended GPU" in str(timing)
+    assert json.loads(json.dumps(timing.to_dict()))["median_ms"] == 3
+
+
+def test_a_benchmark_gives_its_memory_back(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    engine.benchmark(runs=2)
+    gc.collect()
+    assert not gpu.memory
+
+
+def test_an_engine_that_cannot_be_captured_is_measured_without_a_graph(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    gpu.capture_status = 900
+    assert not engine.benchmark(runs=2).graph
+    assert "without a CUDA graph" in str(engine.benchmark(runs=2, graph=False))
+    assert "cudaGraphLaunch" not in gpu.calls
+
+
+def test_the_batch_of_a_benchmark(engine: Engine) -> None:
+    assert engine.benchmark(runs=1, batch=7).shapes == {"x": (7, 3)}
+    assert engine.benchmark({"x": (6, 3)}, runs=1).shapes == {"x": (6, 3)}
+    for options, message in (({"batch": 9}, "no profile"), ({"runs": 0}, "at least 1"), ({"rotate": 0}, "at least 1")):
+        with pytest.raises(OptionError, match=message):
+            engine.benchmark(**options)
+    with pytest.raises(OptionError, match="has no input z; it has x"):
+        engine.benchmark({"z": (1, 3)})
+
+
+def test_a_profile_lists_the_longest_layer_first(engine: Engine) -> None:
+    layers = engine.profile(runs=4)
+    assert dict(layers.layers) == {"large": 0.75, "small": 0.25}
+    assert list(layers.layers) == ["large", "small"]
+    assert "75.0%  large" in str(layers) and "<td>small</td>" in layers._repr_html_()
+    engine.run({"x": ones(1)})
+    assert engine._trt.engine.contexts[-1].profiler is None, "profiling must not slow down what comes later"
+
+
+# -------------------------------------------------------------------------------------------------------------- looking
+
+
+def test_an_engine_shows_what_it_is(engine: Engine) -> None:
+    assert repr(engine) == "<Engine of TensorRT 8.6.0, 0.0 MB>"
+    assert (engine.inputs["x"].dtype, engine.outputs["y"].shape) == ("float32", (-1, 3))
+    assert repr(engine) == "<Engine of TensorRT 8.6.0, 0.0 MB: x float32[?, 3] -> y float32[?, 3]>"
+    page = engine._repr_html_()
+    assert "x float32[?, 3]" in page and "x [5, 3], [8, 3], [8, 3]" in page
+
+
+def test_files_that_are_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_module, "find", lambda name=None: fake_gpu.TensorRT())
+    (tmp_path / "empty.engine").touch()
+    for name, message in (("no.engine", "cannot be read"), ("empty.engine", "is empty"), (".", "cannot be read")):
+        with pytest.raises(ModelError, match=message):
+            Engine.load(tmp_path / name)
+    with pytest.raises(ModelError, match="cannot be written"):
+        Engine(b"plan", fake_gpu.TensorRT()).save(tmp_path / "no" / "such.engine")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_whole(tmp_path / "file", b"old")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ModelError, match="No space left"):
+        write_whole(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_importing_it_loads_no_tensorrt_and_no_cuda() -> None:
+    program = "import sys, swinopt.tensorrt; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"tensorrt", "tensorrt_rtx", "cuda", "torch", "onnxruntime"} & set(ast.literal_eval(done.stdout))

@@ -1,0 +1,88 @@
+"""What a parser is given: whatever the model was made for, it comes out as this TensorRT takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import swinopt
+from swinopt import handover, ops, opset
+from swinopt.errors import ModelError
+from swinopt.graph import op_counts
+from swinopt.lowering import for_parser
+from swinopt.testing import parse
+
+#: As TensorRT 8.6 and as TensorRT 11.
+OLD: dict[str, Any] = {"by_graph": False, "has_gelu": False}
+NEW: dict[str, Any] = {"by_graph": True, "has_gelu": True}
+
+
+def floats(*shape: int) -> Any:
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def model(batch: int | str = "N") -> onnx.ModelProto:
+    """Opset 20, with Gelu, a ReduceMean whose axes are an input, and swinopt ops of all kinds."""
+    return parse(
+        f"""g (float[{batch}, 8, 8, 12] x) => (float[{batch}, 16] y) {{
+            g = Gelu(x)  a = swinopt.WindowAttention
+                <window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(g, bias)
+            s, n = swinopt.AddLayerNorm(a, a, gamma, beta)  m = swinopt.PatchMerging(n, gamma4, beta4)
+            y = ReduceMean<keepdims=0>(m, axes) }}""",
+        bias=floats(2, 16, 16),
+        gamma=floats(4),
+        beta=floats(4),
+        gamma4=floats(16),
+        beta4=floats(16),
+        axes=np.array([1, 2]),
+    )
+
+
+@pytest.mark.parametrize("plugins", [True, False])
+def test_a_graph_for_new_parsers_is_brought_to_old_ones(plugins: bool) -> None:
+    found, kept = for_parser(model(), precision="fp16", plugins=plugins, **OLD)
+
+    assert opset.version_of(found) == 17 and not found.functions and not kept
+    assert not op_counts(found)["Gelu"]
+    assert {weight.data_type for weight in found.graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert ops.uses(found).total() == (3 if plugins else 0)
+    assert swinopt.compare(model(), found, tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_without_plugins_standard_ops_are_left(batch: int | str, precision: str) -> None:
+    found, _ = for_parser(model(batch), precision=precision, plugins=False, **NEW)
+
+    assert {node.domain for node in found.graph.node} == {""}
+    # Nothing asks for a shape that is known, and nothing is cast back and forth.
+    assert not {"CastLike", "Shape", "Range", "NonZero"} & op_counts(found).keys()
+    assert swinopt.compare(model(batch), found, tolerance=1e-2 if precision == "fp16" else 1e-5).passed
+
+
+def test_what_was_given_stays_as_it_was() -> None:
+    given = model()
+    before = given.SerializeToString()
+    for options in (OLD, NEW):
+        for plugins in (True, False):
+            for_parser(given, precision="fp16", plugins=plugins, **options)
+    assert given.SerializeToString() == before
+
+
+def test_a_handed_over_graph_is_taken_again() -> None:
+    handed = handover.for_plugins(model())
+    for plugins in (True, False):
+        found, _ = for_parser(handed, precision="fp32", plugins=plugins, **OLD)
+        assert swinopt.compare(model(), found, tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
+def test_weights_of_another_precision(precision: str) -> None:
+    half = parse("g (float16[2] x) => (float16[2] y) { y = Mul(x, w) }", w=np.ones(2, np.float16))
+    for options in (OLD, NEW):
+        with pytest.raises(ModelError, match=f"fp16 weights, and {precision} is asked for: build it with fp16"):
+            for_parser(half, precision=precision, plugins=True, **options)
+        for_parser(half, precision="fp16", plugins=True, **options)
