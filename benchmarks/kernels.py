@@ -1,4 +1,4 @@
-"""Measures the CUDA kernels on the GPU at hand: errors over the sweep of the tests, and speed beside a copy and PyTorch.
+"""Measures the CUDA kernels on the GPU at hand: errors over the sweep of the tests, speed beside a copy and PyTorch.
 
     python benchmarks/kernels.py [--json FILE] [--no-sweep]
 
@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,9 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
             logit_scale = torch.full((heads,), 10.0, device="cuda", dtype=dtype) if cosine else None
             output = torch.empty(batch, side, side, channels, device="cuda", dtype=dtype)
             inputs = [qkv, bias, logit_scale, None]
-            calls.append(lambda i=inputs, o=output: truth.launched("WindowAttention", i, [o], attributes))
+            calls.append(partial(truth.launched, "WindowAttention", inputs, [output], attributes))
             mask = bias_and_mask(bias, side, window, shift)
-            peers.append(lambda q=qkv, m=mask, s=logit_scale: torch_attention(q, m, s, window, shift, heads))
+            peers.append(partial(torch_attention, qkv, mask, logit_scale, window, shift, heads))
         median, spread = graph_time(calls)
         row = {
             "stage": name,
@@ -208,19 +209,14 @@ def norm_speeds(copy: float) -> Iterator[dict[str, Any]]:
         x = [torch.randn(batch, side, side, channels, device="cuda", dtype=torch.float16) for _ in range(8)]
         ones = torch.randn(channels, device="cuda", dtype=torch.float16)
         outs = [torch.empty_like(x[0]) for _ in range(4)]
-        add = [
-            lambda a=x[2 * i], b=x[2 * i + 1]: truth.launched(
-                "AddLayerNorm", [a, b, ones, ones], outs[:2], {"epsilon": 1e-5}
-            )
-            for i in range(4)
-        ]
+        epsilon = {"epsilon": 1e-5}
+        pairs = [(x[i], x[i + 1], ones, ones) for i in range(0, 8, 2)]
+        add = [partial(truth.launched, "AddLayerNorm", pair, outs[:2], epsilon) for pair in pairs]
         yield _norm_row(f"add_layer_norm, stage {stage + 1}", add, 4 * x[0].numel() * 2, copy)
         if stage < 3:
             four = torch.randn(4 * channels, device="cuda", dtype=torch.float16)
             merged = torch.empty(batch, side // 2, side // 2, 4 * channels, device="cuda", dtype=torch.float16)
-            merge = [
-                lambda a=a: truth.launched("PatchMerging", [a, four, four], [merged], {"epsilon": 1e-5}) for a in x
-            ]
+            merge = [partial(truth.launched, "PatchMerging", [a, four, four], [merged], epsilon) for a in x]
             yield _norm_row(f"patch_merging, stage {stage + 1}", merge, 2 * x[0].numel() * 2, copy)
 
 
@@ -250,16 +246,14 @@ def missed_bars(result: dict[str, Any]) -> list[str]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     heads = list(rows[0])
-    cells = [
-        [
-            f"{row.get(h, ''):.1e}" if isinstance(row.get(h), float) and row[h] < 1e-2 else str(row.get(h, ""))
-            for h in heads
-        ]
-        for row in rows
-    ]
-    widths = [max(len(h), *(len(line[i]) for line in cells)) for i, h in enumerate(heads)]
+    cells = [[_text(row.get(head, "")) for head in heads] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     for line in [heads, *cells]:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-2 else str(value)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """What a kernel launch is, in Python: the neutral form that every op's ``plan`` returns and that adapters carry out.
 
-``common/launch.h`` is the same for C++. An op is a folder with ``reference.py`` (the truth, in NumPy), ``kernel.cuh``
-(the device code, for nvcc and NVRTC alike), ``params.h`` (what a kernel is given), ``launch.cu`` and ``plan.py`` (how
-the work is cut, for C++ and for Python; a test holds the two against each other).
+``common/types.h`` is the same for C++. An op is a folder with ``reference.py`` (the truth, in NumPy), ``kernel.cuh``
+(the device code, for nvcc and NVRTC alike), ``params.h`` (what a kernel is given), ``plan.h`` and ``plan.py`` (how the
+work is cut, for C++ and for Python; a test holds the two against each other) and ``launch.cu``.
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+
+from swinopt.errors import SwinoptError
 
 #: Element types: our name to the one in CUDA C++, and the size in bytes.
 CUDA_TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
@@ -66,5 +68,5 @@ class Launch:
     parameters: ctypes.Structure
 
 
-class Unsupported(ValueError):
+class Unsupported(SwinoptError, ValueError):
     """The kernels cannot compute what was asked for; the message says what they can."""

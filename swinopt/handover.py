@@ -1,7 +1,8 @@
 """The form in which TensorRT's parser takes a model with swinopt ops, and the way back.
 
-Three things differ from plain ONNX. Function bodies are gone: a plugin takes the place of each node. Each node names
-that plugin. And a TensorRT network knows no absent inputs (the 8.6 parser makes an empty constant of the name ``""``),
+Four things differ from plain ONNX. Function bodies are gone: a plugin takes the place of each node. Each node names
+that plugin. Attributes are written out, defaults as well: the parser warns of each field of a plugin that a node does
+not set. And a TensorRT network knows no absent inputs (the 8.6 parser makes an empty constant of the name ``""``),
 so that the present ones move together, and the attribute ``inputs_present`` says which they are: ``[1, 1, 0, 1]`` of a
 ``WindowAttention`` means that its third and last input is ``pad_qkv``.
 """
@@ -33,7 +34,8 @@ def pack(model: ModelProto) -> None:
     """:func:`for_plugins` in place."""
     ops.strip_bodies(model)
     ops.name_plugins(model)
-    for node in ops._nodes(model):
+    ops.write_defaults(model)
+    for node in ops.nodes(model):
         if not _present(node):
             _pack(node)
 
@@ -44,14 +46,14 @@ def unpack(model: ModelProto) -> None:
     Raises:
         ModelError: a node's ``inputs_present`` does not fit its inputs.
     """
-    for node in ops._nodes(model):
+    for node in ops.nodes(model):
         present = _present(node)
         if present:
             _unpack(node, present)
 
 
 def _pack(node: NodeProto) -> None:
-    declared = len(ops._spec(node.op_type).inputs)
+    declared = len(ops.spec(node.op_type).inputs)
     if len(node.input) > declared:
         raise ModelError(f"{node.op_type}: {len(node.input)} inputs are given, and it has {declared}")
     present = [int(bool(name)) for name in node.input]
@@ -61,7 +63,7 @@ def _pack(node: NodeProto) -> None:
 
 
 def _unpack(node: NodeProto, present: list[int]) -> None:
-    if sum(present) != len(node.input) or len(present) != len(ops._spec(node.op_type).inputs):
+    if sum(present) != len(node.input) or len(present) != len(ops.spec(node.op_type).inputs):
         raise ModelError(f"{node.op_type}: {INPUTS_PRESENT} is {present}, and {len(node.input)} inputs are there")
     given = iter(list(node.input))
     inputs = [next(given) if there else "" for there in present]

@@ -39,8 +39,11 @@ __all__ = [
     "infer_shapes",
     "inline_bodies",
     "name_plugins",
+    "nodes",
+    "spec",
     "strip_bodies",
     "uses",
+    "write_defaults",
 ]
 
 VERSION = 1
@@ -53,7 +56,23 @@ _IR_WITH_ATTRIBUTE_DEFAULTS = 9
 _IR_WITH_OVERLOADS = 10
 
 #: The ops of the swinopt domain by name.
-SPECS: Mapping[str, OpSpec] = {spec.name: spec for spec in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM)}
+SPECS: Mapping[str, OpSpec] = {op.name: op for op in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM)}
+
+
+def spec(op_type: str) -> OpSpec:
+    """The specification of a swinopt op.
+
+    Raises:
+        ModelError: there is no such op.
+    """
+    if op_type not in SPECS:
+        raise ModelError(f"the swinopt domain has no op {op_type}; it has {', '.join(SPECS)}")
+    return SPECS[op_type]
+
+
+def nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """The nodes of the swinopt domain in the graph of the model, its subgraphs included."""
+    return (node for node in _walk(model.graph.node) if node.domain == DOMAIN)
 
 
 def infer_shapes(
@@ -70,23 +89,23 @@ def infer_shapes(
     Raises:
         ModelError: there is no such op, an input or attribute is missing or unknown, or shapes contradict each other.
     """
-    spec = _spec(op_type)
-    inputs = [*input_shapes, *[None] * (len(spec.inputs) - len(input_shapes))]
-    missing = [i.name for i, shape in zip(spec.inputs, inputs, strict=False) if shape is None and not i.optional]
-    missing += [name for name in spec.required_attributes if name not in attributes]
+    op = spec(op_type)
+    inputs = [*input_shapes, *[None] * (len(op.inputs) - len(input_shapes))]
+    missing = [i.name for i, shape in zip(op.inputs, inputs, strict=False) if shape is None and not i.optional]
+    missing += [name for name in op.required_attributes if name not in attributes]
     if missing:
         raise ModelError(f"{op_type}: {', '.join(missing)} missing")
-    unknown = set(attributes) - {a.name for a in spec.attributes} - set(PLUGIN_ATTRIBUTES)
+    unknown = set(attributes) - {a.name for a in op.attributes} - set(PLUGIN_ATTRIBUTES)
     if unknown:
         raise ModelError(f"{op_type}: unknown attributes {', '.join(sorted(unknown))}")
-    if len(inputs) > len(spec.inputs):
-        raise ModelError(f"{op_type}: more than {len(spec.inputs)} inputs")
-    return spec.infer(inputs, {**spec.defaults, **attributes})
+    if len(inputs) > len(op.inputs):
+        raise ModelError(f"{op_type}: more than {len(op.inputs)} inputs")
+    return op.infer(inputs, {**op.defaults, **attributes})
 
 
 def uses(model: ModelProto) -> Counter[str]:
     """How many nodes of each swinopt op the graph of the model has, its subgraphs included."""
-    return Counter(node.op_type for node in _nodes(model))
+    return Counter(node.op_type for node in nodes(model))
 
 
 def attach_bodies(model: ModelProto) -> None:
@@ -108,19 +127,19 @@ def attach_bodies(model: ModelProto) -> None:
     for function in model.functions:
         if any(node.domain == DOMAIN for node in _walk(function.node)):
             raise ModelError(f"function {function.name} uses a swinopt op: inline it with onnx.inliner first")
-    nodes = list(_nodes(model))
-    if not nodes:
+    used = list(nodes(model))
+    if not used:
         return
-    _complete_uniform_inputs(model, nodes)
+    _complete_uniform_inputs(model, used)
     opset = _standard_opset(model)
     bodies: dict[str, dict[str, FunctionProto]] = defaultdict(dict)
-    for node in nodes:
-        body = _spec(node.op_type).body(node, opset)
+    for node in used:
+        body = spec(node.op_type).body(node, opset)
         node.overload = body.overload
         bodies[node.op_type][body.overload] = body
     for op_type, variants in bodies.items():
         if len(variants) == 1:
-            _drop_overloads([*variants.values(), *(n for n in nodes if n.op_type == op_type)])
+            _drop_overloads([*variants.values(), *(n for n in used if n.op_type == op_type)])
         # A runtime that ignores overloads keeps the last. It must not run by mistake: the last in this order asks
         # for an input that the nodes of the other variant lack.
         model.functions.extend(variants[name] for name in sorted(variants))
@@ -135,10 +154,7 @@ def inline_bodies(model: ModelProto) -> ModelProto:
     Raises:
         ModelError: as :func:`attach_bodies`.
     """
-    for node in _nodes(model):
-        if node.domain == DOMAIN:
-            # The inliner does not know the defaults of a function's attributes.
-            _set_missing(node, _spec(node.op_type).defaults)
+    write_defaults(model)  # the inliner does not know the defaults of a function's attributes
     attach_bodies(model)
     inlined = inliner.inline_local_functions(model)
     imports = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
@@ -152,9 +168,18 @@ def name_plugins(model: ModelProto) -> None:
 
     A parser that knows functions prefers a body to a plugin, unless the node asks for the plugin by name.
     """
-    for node in _nodes(model):
-        if node.domain == DOMAIN:
-            _set_missing(node, {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)})
+    for node in nodes(model):
+        _set_missing(node, {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)})
+
+
+def write_defaults(model: ModelProto) -> None:
+    """Writes into every node of the domain the attributes that it leaves to their defaults, in place.
+
+    Raises:
+        ModelError: the model uses a swinopt op that does not exist.
+    """
+    for node in nodes(model):
+        _set_missing(node, spec(node.op_type).defaults)
 
 
 def _set_missing(node: NodeProto, attributes: Mapping[str, Any]) -> None:
@@ -164,13 +189,13 @@ def _set_missing(node: NodeProto, attributes: Mapping[str, Any]) -> None:
 
 def strip_bodies(model: ModelProto) -> None:
     """Takes away what :func:`attach_bodies` added, in place; the nodes stay, without empty inputs at their end."""
-    nodes = list(_nodes(model))
-    for node in nodes:
+    used = list(nodes(model))
+    for node in used:
         inputs = ["" if name == STAND_IN else name for name in node.input]
         while inputs and not inputs[-1]:
             inputs.pop()
         node.input[:] = inputs
-    _drop_overloads(nodes)
+    _drop_overloads(used)
     for index in reversed(range(len(model.graph.initializer))):
         if model.graph.initializer[index].name == STAND_IN:
             del model.graph.initializer[index]
@@ -179,29 +204,25 @@ def strip_bodies(model: ModelProto) -> None:
             del model.functions[index]
 
 
-def _complete_uniform_inputs(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    for node, index in _missing_uniform_inputs(nodes):
+def _complete_uniform_inputs(model: ModelProto, used: Sequence[NodeProto]) -> None:
+    for node, index in _missing_uniform_inputs(used):
         node.input.extend([""] * (index + 1 - len(node.input)))
         node.input[index] = STAND_IN
-    if any(STAND_IN in node.input for node in nodes):
+    if any(STAND_IN in node.input for node in used):
         model.graph.initializer.append(numpy_helper.from_array(np.full(1, np.nan, np.float32), STAND_IN))
 
 
-def _missing_uniform_inputs(nodes: Sequence[NodeProto]) -> Iterator[tuple[NodeProto, int]]:
-    for op_type in {node.op_type for node in nodes}:
-        same_op = [node for node in nodes if node.op_type == op_type]
-        for index, declared in enumerate(_spec(op_type).inputs):
+def _missing_uniform_inputs(used: Sequence[NodeProto]) -> Iterator[tuple[NodeProto, int]]:
+    for op_type in {node.op_type for node in used}:
+        same_op = [node for node in used if node.op_type == op_type]
+        for index, declared in enumerate(spec(op_type).inputs):
             without = [node for node in same_op if not has_input(node, index)]
             if declared.uniform and len(without) < len(same_op):
                 yield from ((node, index) for node in without)
 
 
-def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    return (node for node in _walk(model.graph.node) if node.domain == DOMAIN)
-
-
-def _walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
+def _walk(level: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in level:
         yield node
         for attribute in node.attribute:
             subgraphs: list[GraphProto] = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
@@ -222,9 +243,3 @@ def _import_domain(model: ModelProto) -> None:
     versions = [o for o in model.opset_import if o.domain == DOMAIN] or [model.opset_import.add(domain=DOMAIN)]
     for version in versions:
         version.version = VERSION
-
-
-def _spec(op_type: str) -> OpSpec:
-    if op_type not in SPECS:
-        raise ModelError(f"the swinopt domain has no op {op_type}; it has {', '.join(SPECS)}")
-    return SPECS[op_type]

@@ -186,6 +186,10 @@ class _Build:
             self.config.set_flag(getattr(flags, _FLAGS[self.precision]))
         # TF32 is on by default, and would make "fp32" a number of 10 bits. Half precision falls back to the faster.
         (self.config.clear_flag if self.precision == "fp32" else self.config.set_flag)(flags.TF32)
+        # cuDNN's kernels are a default of TensorRT 8 alone; without them an engine does not need cuDNN to run.
+        if hasattr(self.config, "set_tactic_sources") and hasattr(self.trt.TacticSource, "CUDNN"):
+            cudnn = 1 << int(self.trt.TacticSource.CUDNN)
+            self.config.set_tactic_sources(self.config.get_tactic_sources() & ~cudnn)
         if self.workspace is not None:
             self.config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.workspace << 20)
         if hasattr(self.config, "profiling_verbosity"):

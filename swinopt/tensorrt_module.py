@@ -52,7 +52,7 @@ def find(name: str | None = None) -> Any:
             _show_the_parser_its_library()
         return trt
     raise MissingDependencyError(
-        'engines need TensorRT: pip install "swinopt[tensorrt]", or pip install tensorrt-rtx-cu13 for TensorRT-RTX '
+        'engines need TensorRT: pip install "swinopt[tensorrt]", or "swinopt[rtx]" for TensorRT-RTX '
         f"({'; '.join(reasons)})"
     )
 
@@ -164,6 +164,8 @@ def register_what_there_is(trt: Any) -> None:
 
 def _without_plugin(trt: Any, needed: Iterable[str]) -> list[str]:
     registry = trt.get_plugin_registry()
-    # The older lookup knows nothing of IPluginV3, and the newer one is not in 8.6.
-    find_creator = getattr(registry, "get_creator", None) or registry.get_plugin_creator
-    return [name for name in needed if find_creator(name, str(ops.VERSION), ops.DOMAIN) is None]
+    # Lists, since TensorRT 8.6 logs an error where it is asked for a plugin that is not there. Its list knows nothing of
+    # IPluginV3, and newer versions have that one for old plugins alone, if at all.
+    there = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+    known = {tuple(getattr(c, key, None) for key in ("name", "plugin_version", "plugin_namespace")) for c in there}
+    return [name for name in needed if (name, str(ops.VERSION), ops.DOMAIN) not in known]

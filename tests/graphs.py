@@ -138,15 +138,20 @@ class Builder:
         return self.op("LayerNormalization", x, scale, bias, axis=axis, epsilon=1e-5)
 
 
-def run(model: onnx.ModelProto, *inputs: Array) -> list[Array]:
-    """The model's outputs in ONNX Runtime, which takes it as it is written."""
+def session_of(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime on the model as it is written; failures are exceptions, and nothing is printed."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, *inputs: Array) -> list[Array]:
+    """The model's outputs in ONNX Runtime."""
+    session = session_of(model)
     return list(session.run(None, {i.name: array for i, array in zip(session.get_inputs(), inputs, strict=True)}))
 
 

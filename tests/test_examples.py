@@ -21,18 +21,21 @@ NEEDS = {
     "02_read_the_report.py": ("torch", "timm", "onnxruntime"),
     "03_write_a_pass.py": ("onnxruntime",),
     "04_in_other_pipelines.py": ("torch", "timm", "onnxruntime", "onnx_ir", "polygraphy"),
+    "05_tensorrt.py": ("torch", "timm", "onnxruntime", "tensorrt_rtx", "cuda.bindings.runtime"),
 }
 WRITES = {
     "01_optimize.py": ("demo/swin_tiny.onnx", "demo/swin_tiny.optimized.onnx", "demo/report.html"),
     "02_read_the_report.py": ("report/report.json", "report/report.html"),
     "03_write_a_pass.py": (),
     "04_in_other_pipelines.py": ("other/vit.onnx",),
+    "05_tensorrt.py": ("tensorrt/swin_tiny.onnx", "tensorrt/swin_tiny.engine"),
 }
 SAYS = {
     "01_optimize.py": "same: max abs",
     "02_read_the_report.py": "fuse-gelu: opset 17 has no Gelu",
     "03_write_a_pass.py": "4 -> 1 nodes",
     "04_in_other_pipelines.py": "25 LayerNormalization, 12 Gelu, 0 Erf",
+    "05_tensorrt.py": "12 plugin layers",
 }
 
 

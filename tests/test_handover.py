@@ -55,11 +55,31 @@ def test_present_inputs_move_together_and_come_back(inputs: list[str], packed: l
     assert found == packed
     assert told[handover.INPUTS_PRESENT] == present
     assert (told["plugin_namespace"], told["plugin_version"]) == (b"swinopt", b"1")
+    assert (told["mask_value"], told["roll_first"]) == (-100.0, 0), "parsers warn of fields that are not set"
     assert the_node(model) == (before, attributes), "what was given must stay as it was"
     handover.unpack(handed)
     found, told = the_node(handed)
     assert found == before
-    assert {key: value for key, value in told.items() if not key.startswith("plugin")} == attributes
+    assert {key: told[key] for key in attributes} == attributes and handover.INPUTS_PRESENT not in told
+
+
+def test_every_field_of_a_plugin_is_set_and_what_was_set_stays() -> None:
+    model = parse(
+        """g (float[1, 4, 4, 2] x) => (float[1, 4, 4, 2] s, float[1, 2, 2, 8] y) {
+            s, n = swinopt.AddLayerNorm(x, x, gamma, beta)  y = swinopt.PatchMerging<epsilon = 0.5>(n, wide, wide) }""",
+        gamma=np.ones(2, np.float32),
+        beta=np.zeros(2, np.float32),
+        wide=np.ones(8, np.float32),
+    )
+    handed = handover.for_plugins(model)
+    for node, epsilon in zip(handed.graph.node, (1e-5, 0.5), strict=True):
+        told = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert told.keys() == {a.name for a in ops.spec(node.op_type).attributes} | {
+            *ops.PLUGIN_ATTRIBUTES,
+            handover.INPUTS_PRESENT,
+        }
+        assert told["epsilon"] == pytest.approx(epsilon)
+    assert swinopt.compare(model, handed, tolerance=0).passed
 
 
 def test_bodies_and_stand_ins_are_gone() -> None:

@@ -15,8 +15,9 @@ from swinopt import ops
 from swinopt.cuda_plugins.add_layer_norm.reference import add_layer_norm
 from swinopt.cuda_plugins.patch_merging.reference import patch_merging
 from swinopt.errors import ModelError
+from tests import graphs
 
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 Array = npt.NDArray[Any]
 RANKS = {"PatchMerging": (4, 1, 1), "AddLayerNorm": (3, 3, 1, 1)}
@@ -39,11 +40,7 @@ def model_of(
 
 def session_of(model: onnx.ModelProto) -> Any:
     onnx.checker.check_model(model, full_check=True)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return graphs.session_of(model)
 
 
 def run(op_type: str, inputs: Sequence[Array], **settings: Any) -> list[Array]:

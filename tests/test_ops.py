@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from swinopt import ops
 from swinopt.cuda_plugins.window_attention.reference import window_attention
 from swinopt.errors import ModelError
+from tests import graphs
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -76,11 +77,7 @@ def model_of(
 def session_of(model: onnx.ModelProto) -> Any:
     ops.attach_bodies(model)
     onnx.checker.check_model(model, full_check=True)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return graphs.session_of(model)
 
 
 def run(calls: dict[str, tuple[dict[str, Array], dict[str, Any]]], **settings: Any) -> list[Array]:

@@ -74,4 +74,15 @@ def test_the_command_is_installed() -> None:
 
 def test_extras_are_those_that_messages_name() -> None:
     extras = set(importlib.metadata.metadata("swinopt").get_all("Provides-Extra") or ())
-    assert {"cpu", "gpu", "export", "tensorrt", "notebook", "dev"} <= extras
+    assert {
+        "cpu",
+        "gpu",
+        "export",
+        "kernels",
+        "kernels-cu12",
+        "notebook",
+        "rtx",
+        "tensorrt",
+        "tensorrt-cu12",
+        "dev",
+    } == extras

@@ -87,11 +87,12 @@ def test_make_comes_first() -> None:
 
 
 def test_every_option_it_names_exists() -> None:
+    shown = re.sub(r"^trtexec .*$", "", README, flags=re.MULTILINE)
     known = {"--help", "--version"}
     for action in cli._parser()._subparsers._group_actions:  # type: ignore[union-attr]
         for command in action.choices.values():  # type: ignore[union-attr]
             known |= {option for option in command._option_string_actions}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown)) <= known
 
 
 def test_every_pass_is_listed_and_no_other() -> None:
@@ -114,10 +115,21 @@ def test_every_error_and_exit_code_exists() -> None:
 
 def test_every_file_it_points_to_exists() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
-    layout = re.findall(r"^(\w+/) ", blocks("")[-1], re.MULTILINE)
-    assert links and layout
-    for name in (*links, *layout):
+    assert links
+    for name in links:
         assert (ROOT / name).exists(), name
+
+
+def test_the_layout_is_that_of_the_tree() -> None:
+    block = re.search(r"^## Layout\n+```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert block
+    folder, listed = ROOT, set()
+    for indent, name in re.findall(r"^(  )?([\w.][\w./]*) ", block[1], re.MULTILINE):
+        folder = folder if indent else ROOT / name
+        listed.add(folder / name if indent else folder)
+    assert {path for path in listed if not path.exists()} == set()
+    sources = {path.parent for path in ROOT.glob("[a-z]*/*.py")}
+    assert sources <= listed
 
 
 def test_its_numbers_are_those_of_the_last_measurement() -> None:

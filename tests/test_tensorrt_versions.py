@@ -13,6 +13,7 @@ import pytest
 
 from swinopt import cuda, ops, opset, plugin_library, tensorrt, tensorrt_module
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
+from swinopt.ops import SPECS
 from swinopt.testing import parse
 from tests import fake_gpu
 
@@ -87,10 +88,10 @@ class TensorRT:
             self.IPluginV3 = object
 
     def get_plugin_registry(self) -> Any:
-        def find(name: str, version: str, namespace: str) -> Any:
-            return object() if self.plugins else None
-
-        return SimpleNamespace(**{"get_plugin_creator" if self.__version__ == "8.6.0" else "get_creator": find})
+        registered = [
+            SimpleNamespace(name=name, plugin_version="1", plugin_namespace="swinopt") for name in SPECS if self.plugins
+        ]
+        return SimpleNamespace(**{"plugin_creator_list" if self.__version__ == "8.6.0" else "all_creators": registered})
 
     def Builder(self, logger: Any) -> Any:
         def profile() -> Any:

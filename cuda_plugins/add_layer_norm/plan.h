@@ -1,8 +1,8 @@
 // What add_layer_norm can do, and how it cuts its work: no CUDA calls. plan.py is the same in Python.
 #pragma once
 
-#include "../common/launch.h"
 #include "../common/layer_norm_plan.h"
+#include "../common/types.h"
 #include "params.h"
 
 namespace swinopt {

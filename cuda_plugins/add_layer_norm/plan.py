@@ -7,13 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from swinopt.cuda_plugins.common.layer_norm_plan import (
-    are_aligned,
-    layer_norm_plan,
-    require,
-    require_shape,
-    require_size,
-)
+from swinopt.cuda_plugins.common.layer_norm_plan import layer_norm_plan, require_norm
+from swinopt.cuda_plugins.common.require import are_aligned, require_shape, require_tensors
 from swinopt.cuda_plugins.launch import Device, Launch, Tensor, Unsupported
 
 _OP = "AddLayerNorm"
@@ -55,8 +50,7 @@ def plan(
     if len(inputs) != 4 or len(outputs) != 2 or any(tensor is None for tensor in given):
         raise Unsupported(f"{_OP} needs a, b, gamma and beta, and makes sum and normalized")
     tensors = {name: tensor for name, tensor in zip(names, given, strict=True) if tensor is not None}
-    epsilon = float(attributes["epsilon"])
-    require(_OP, tensors, epsilon, device)
+    require_tensors(_OP, tensors, device)
     shape = tuple(tensors["a"].shape)
     if not shape:
         raise Unsupported(f"{_OP}: a is a single number, and an axis to normalise over is needed")
@@ -64,12 +58,11 @@ def plan(
         require_shape(_OP, name, tensors[name], shape)
     for name in ("gamma", "beta"):
         require_shape(_OP, name, tensors[name], shape[-1:])
-    rows, channels = math.prod(shape[:-1]), shape[-1]
-    require_size(_OP, rows, channels)
+    rows, channels, epsilon = math.prod(shape[:-1]), shape[-1], float(attributes["epsilon"])
+    require_norm(_OP, rows, channels, epsilon)
 
-    aligned = are_aligned(tensors, 16)
     dtype = tensors["a"].dtype
-    cut = layer_norm_plan(rows, channels, channels, dtype, aligned=aligned)
+    cut = layer_norm_plan(rows, channels, channels, dtype, aligned=are_aligned(tensors.values(), 16))
     return Launch(
         source="add_layer_norm/kernel.cuh",
         kernel=cut.kernel("add_layer_norm", dtype),

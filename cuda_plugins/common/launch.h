@@ -1,20 +1,11 @@
-// What every op's launcher speaks of: element types, the device, and how a refusal is told. Host code only.
+// What every op's launcher needs of CUDA. Host code only.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "types.h"
+
 namespace swinopt {
-
-enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
-
-inline int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
-// What a launch plan depends on besides the problem. launch.py's Device is its twin.
-struct Device {
-    int capability = 0;        // 10 * major + minor: 90 is an H100 or H200
-    int multiprocessors = 0;
-    int shared_bytes = 0;      // the most dynamic shared memory that one block may ask for
-};
 
 inline cudaError_t current_device(Device& device) {
     int id = 0, major = 0, minor = 0;

@@ -5,6 +5,7 @@
 
 #include "layer_norm.cuh"
 #include "layer_norm_plan.h"
+#include "types.h"
 
 namespace swinopt {
 
@@ -21,10 +22,15 @@ auto layer_norm_kernel(LayerNormPlan const& plan, std::index_sequence<kIndices..
 }
 
 // Enqueues the plan's kernel.
-template <class Kernels, class Params>
-cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params params, cudaStream_t stream) {
-    constexpr std::size_t kShapes = sizeof(kLayerNormShapes) / sizeof(kLayerNormShapes[0]);
-    auto const kernel = layer_norm_kernel<Kernels>(plan, std::make_index_sequence<kShapes>());
+template <template <class> class Kernels, class Params>
+cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params params, DType dtype, cudaStream_t stream) {
+    constexpr std::make_index_sequence<sizeof(kLayerNormShapes) / sizeof(kLayerNormShapes[0])> shapes{};
+    void (*kernel)(Params) = nullptr;
+    switch (dtype) {
+        case DType::kFloat32: kernel = layer_norm_kernel<Kernels<float>>(plan, shapes); break;
+        case DType::kFloat16: kernel = layer_norm_kernel<Kernels<__half>>(plan, shapes); break;
+        case DType::kBFloat16: kernel = layer_norm_kernel<Kernels<__nv_bfloat16>>(plan, shapes); break;
+    }
     void* arguments[] = {&params};
     return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(plan.grid), dim3(plan.block), arguments, 0,
                             stream);

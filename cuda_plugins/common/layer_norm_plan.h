@@ -1,9 +1,6 @@
 // How the kernels on common/layer_norm.cuh cut their work. Plain C++; layer_norm_plan.py is the same in Python.
 #pragma once
 
-#include <cstdint>
-#include <initializer_list>
-
 namespace swinopt {
 
 // Indices of channels are ints, and some run beyond the last by the lanes of a warp.
@@ -24,12 +21,6 @@ struct LayerNormShape {
 };
 constexpr LayerNormShape kLayerNormShapes[] = {{4, 1},  {8, 1},  {16, 1}, {32, 1},  {16, 3},  {32, 2}, {32, 3},
                                                {32, 4}, {32, 6}, {128, 2}, {128, 3}, {128, 4}, {128, 8}};
-
-inline bool are_aligned(std::initializer_list<void const*> pointers, int bytes) {
-    for (void const* pointer : pointers)
-        if (reinterpret_cast<std::uintptr_t>(pointer) % bytes) return false;
-    return true;
-}
 
 // `run` is how many elements lie side by side at least; `aligned` says that every address is a multiple of 16.
 inline LayerNormPlan layer_norm_plan(int rows, int channels, int run, int item_size, bool aligned) {

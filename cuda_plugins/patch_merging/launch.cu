@@ -21,13 +21,7 @@ struct Kernels {
 cudaError_t patch_merging(PatchMergingParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
     bool const placed = are_aligned({p.x, p.gamma, p.beta, p.output}, size_of(dtype));
     if (!placed || patch_merging_unsupported(p, dtype, device)) return cudaErrorInvalidValue;
-    LayerNormPlan const plan = patch_merging_plan(p, dtype);
-    switch (dtype) {
-        case DType::kFloat32: return launch_layer_norm<Kernels<float>>(plan, p, stream);
-        case DType::kFloat16: return launch_layer_norm<Kernels<__half>>(plan, p, stream);
-        case DType::kBFloat16: return launch_layer_norm<Kernels<__nv_bfloat16>>(plan, p, stream);
-    }
-    return cudaErrorInvalidValue;
+    return launch_layer_norm<Kernels>(patch_merging_plan(p, dtype), p, dtype, stream);
 }
 
 }  // namespace swinopt

@@ -1,6 +1,7 @@
 // The launcher of patch_merging, for C++ programs and the TensorRT plugin library.
 #pragma once
 
+#include "../common/launch.h"
 #include "plan.h"
 
 namespace swinopt {

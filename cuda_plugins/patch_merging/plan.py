@@ -6,13 +6,8 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from swinopt.cuda_plugins.common.layer_norm_plan import (
-    are_aligned,
-    layer_norm_plan,
-    require,
-    require_shape,
-    require_size,
-)
+from swinopt.cuda_plugins.common.layer_norm_plan import layer_norm_plan, require_norm
+from swinopt.cuda_plugins.common.require import are_aligned, require_shape, require_tensors
 from swinopt.cuda_plugins.launch import Device, Launch, Tensor, Unsupported
 
 _OP = "PatchMerging"
@@ -54,8 +49,7 @@ def plan(
     if len(inputs) != 3 or len(outputs) != 1 or any(tensor is None for tensor in given):
         raise Unsupported(f"{_OP} needs x, gamma and beta, and makes one output")
     tensors = {name: tensor for name, tensor in zip(names, given, strict=True) if tensor is not None}
-    epsilon = float(attributes["epsilon"])
-    require(_OP, tensors, epsilon, device)
+    require_tensors(_OP, tensors, device)
     if len(tensors["x"].shape) != 4:
         raise Unsupported(f"{_OP}: x has shape {list(tensors['x'].shape)}, and [B, H, W, C] is needed")
     batch, height, width, channels = tensors["x"].shape
@@ -65,11 +59,11 @@ def plan(
     for name in ("gamma", "beta"):
         require_shape(_OP, name, tensors[name], (features,))
     tokens = merged[0] * merged[1] * merged[2]
-    require_size(_OP, tokens, features)
+    epsilon = float(attributes["epsilon"])
+    require_norm(_OP, tokens, features, epsilon)
 
-    aligned = are_aligned(tensors, 16)
     dtype = tensors["x"].dtype
-    cut = layer_norm_plan(tokens, features, channels, dtype, aligned=aligned)
+    cut = layer_norm_plan(tokens, features, channels, dtype, aligned=are_aligned(tensors.values(), 16))
     return Launch(
         source="patch_merging/kernel.cuh",
         kernel=cut.kernel("patch_merging", dtype),

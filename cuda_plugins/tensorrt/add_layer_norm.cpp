@@ -50,14 +50,6 @@ AddLayerNormParams params_of(Values const& values, Call const& call) {
     return params;
 }
 
-char const* unsupported(Values const& values, Call const& call, Device const& device) {
-    return add_layer_norm_unsupported(params_of(values, call), call.dtype, device);
-}
-
-cudaError_t launch(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
-    return add_layer_norm(params_of(values, call), call.dtype, device, stream);
-}
-
 }  // namespace
 
 Op const& add_layer_norm_op() {
@@ -71,8 +63,8 @@ Op const& add_layer_norm_op() {
         rank,
         ratio,
         check_shapes,
-        unsupported,
-        launch,
+        unsupported<params_of, add_layer_norm_unsupported>,
+        launch<params_of, add_layer_norm>,
     };
     return op;
 }

@@ -72,6 +72,17 @@ struct Op {
     cudaError_t (*launch)(Values const& values, Call const& call, Device const& device, cudaStream_t stream);
 };
 
+// Op::unsupported and Op::launch, where kParamsOf makes the argument of the kernels.
+template <auto kParamsOf, auto kUnsupported>
+char const* unsupported(Values const& values, Call const& call, Device const& device) {
+    return kUnsupported(kParamsOf(values, call), call.dtype, device);
+}
+
+template <auto kParamsOf, auto kLaunch>
+cudaError_t launch(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
+    return kLaunch(kParamsOf(values, call), call.dtype, device, stream);
+}
+
 Op const& window_attention_op();
 Op const& patch_merging_op();
 Op const& add_layer_norm_op();

@@ -39,14 +39,6 @@ PatchMergingParams params_of(Values const& values, Call const& call) {
     return params;
 }
 
-char const* unsupported(Values const& values, Call const& call, Device const& device) {
-    return patch_merging_unsupported(params_of(values, call), call.dtype, device);
-}
-
-cudaError_t launch(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
-    return patch_merging(params_of(values, call), call.dtype, device, stream);
-}
-
 }  // namespace
 
 Op const& patch_merging_op() {
@@ -60,8 +52,8 @@ Op const& patch_merging_op() {
         rank,
         ratio,
         check_shapes,
-        unsupported,
-        launch,
+        unsupported<params_of, patch_merging_unsupported>,
+        launch<params_of, patch_merging>,
     };
     return op;
 }

@@ -32,11 +32,8 @@ from swinopt.cuda_plugins import runtime
 from swinopt.cuda_plugins.launch import Device, Launch, Tensor, Unsupported
 from swinopt.cuda_plugins.nvrtc import CudaError
 from swinopt.errors import MissingDependencyError, ModelError
+from swinopt.handover import INPUTS_PRESENT
 from swinopt.ops import DOMAIN, SPECS, VERSION, Attribute, OpSpec, Shape
-
-#: The field that says which inputs of the op are there, one 0 or 1 each: a network has no absent input, so that those
-#: that are present come without gaps. Without the field they are the first ones.
-INPUTS_PRESENT = "inputs_present"
 
 _INTEGERS = (AttributeProto.INT, AttributeProto.INTS)
 _LISTS = (AttributeProto.INTS, AttributeProto.FLOATS)

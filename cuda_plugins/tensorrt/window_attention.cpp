@@ -66,14 +66,6 @@ WindowAttentionParams params_of(Values const& values, Call const& call) {
     return params;
 }
 
-char const* unsupported(Values const& values, Call const& call, Device const& device) {
-    return window_attention_unsupported(params_of(values, call), call.dtype, device);
-}
-
-cudaError_t launch(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
-    return window_attention(params_of(values, call), call.dtype, device, stream);
-}
-
 }  // namespace
 
 Op const& window_attention_op() {
@@ -92,8 +84,8 @@ Op const& window_attention_op() {
         rank,
         ratio,
         check_shapes,
-        unsupported,
-        launch,
+        unsupported<params_of, window_attention_unsupported>,
+        launch<params_of, window_attention>,
     };
     return op;
 }

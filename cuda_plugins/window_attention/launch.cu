@@ -15,23 +15,35 @@ Kernel small_kernel(int keys) {
     }
 }
 
+template <class T, int kDim, int kKeys, bool kCosine>
+Kernel tiled_kernel_of() {
+    static_assert(sizeof(TiledStorage<T, kDim, kKeys>) == tiled_storage_bytes(kDim, kKeys));
+    return window_attention_tiled<T, kDim, kKeys, kCosine>;
+}
+
 template <class T, int kKeys, bool kCosine>
 Kernel tiled_kernel(int dim) {
     switch (dim) {
-        case 16: return window_attention_tiled<T, 16, kKeys, kCosine>;
-        case 32: return window_attention_tiled<T, 32, kKeys, kCosine>;
-        case 64: return window_attention_tiled<T, 64, kKeys, kCosine>;
-        case 96: return window_attention_tiled<T, 96, kKeys, kCosine>;
-        default: return window_attention_tiled<T, 128, kKeys, kCosine>;
+        case 16: return tiled_kernel_of<T, 16, kKeys, kCosine>();
+        case 32: return tiled_kernel_of<T, 32, kKeys, kCosine>();
+        case 64: return tiled_kernel_of<T, 64, kKeys, kCosine>();
+        case 96: return tiled_kernel_of<T, 96, kKeys, kCosine>();
+        default: return tiled_kernel_of<T, 128, kKeys, kCosine>();
     }
+}
+
+template <int kDim, bool kCosine>
+Kernel single_kernel_of() {
+    static_assert(sizeof(SingleStorage<kDim>) == single_storage_bytes(kDim));
+    return window_attention_single<kDim, kCosine>;
 }
 
 template <bool kCosine>
 Kernel single_kernel(int dim) {
     switch (dim) {
-        case 32: return window_attention_single<32, kCosine>;
-        case 64: return window_attention_single<64, kCosine>;
-        default: return window_attention_single<128, kCosine>;
+        case 32: return single_kernel_of<32, kCosine>();
+        case 64: return single_kernel_of<64, kCosine>();
+        default: return single_kernel_of<128, kCosine>();
     }
 }
 
@@ -51,8 +63,11 @@ Kernel kernel_of(WindowAttentionPlan const& plan, DType dtype) {
 
 cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device const& device, cudaStream_t stream) {
     if (window_attention_unsupported(params, dtype, device)) return cudaErrorInvalidValue;
-    if (!is_aligned(params, size_of(dtype))) return cudaErrorMisalignedAddress;
-    WindowAttentionPlan const plan = plan_window_attention(params, dtype, device);
+    bool const placed = are_aligned({params.qkv, params.relative_position_bias, params.logit_scale, params.pad_qkv,
+                                     params.output},
+                                    size_of(dtype));
+    if (!placed) return cudaErrorMisalignedAddress;
+    WindowAttentionPlan const plan = window_attention_plan(params, dtype, device);
     Kernel const kernel = params.logit_scale ? kernel_of<true>(plan, dtype) : kernel_of<false>(plan, dtype);
     if (plan.shared_bytes > 48 * 1024) {
         cudaError_t const status =

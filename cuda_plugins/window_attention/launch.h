@@ -1,6 +1,7 @@
 // The launcher of window_attention, for C++ programs and the TensorRT plugin library.
 #pragma once
 
+#include "../common/launch.h"
 #include "plan.h"
 
 namespace swinopt {

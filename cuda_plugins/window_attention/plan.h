@@ -1,7 +1,7 @@
-// How window attention is cut into blocks. Plain C++; plan.py is the same in Python, and a test holds the two together.
+// What window_attention can do, and how it cuts its work: no CUDA calls. plan.py is the same in Python.
 #pragma once
 
-#include "../common/launch.h"
+#include "../common/types.h"
 #include "params.h"
 
 namespace swinopt {
@@ -31,31 +31,37 @@ inline char const* window_attention_unsupported(WindowAttentionParams const& p, 
     if (device.capability < 75) return "needs a GPU of compute capability 7.5 (Turing) or newer";
     if (dtype == DType::kBFloat16 && device.capability < 80)
         return "bfloat16 needs a GPU of compute capability 8.0 (Ampere) or newer; take float16 or float32";
+    if (p.batch < 1) return "an empty feature map has no windows; give at least one token";
+    char const* const too_large = "the feature map is too large: an image may have fewer than 2^27 tokens, and all of "
+                                  "them 2^31 windows times heads";
     long long window = 1, image = 1;
     for (int axis = 0; axis < 3; ++axis) {
         if (p.window[axis] < 1 || p.shift[axis] < 0 || p.shift[axis] >= p.window[axis])
             return "window_size must be positive and shift_size must lie in [0, window_size)";
-        if (p.size[axis] < 1 || p.batch < 1) return "an empty feature map has no windows; give at least one token";
+        if (p.size[axis] < 1) return "an empty feature map has no windows; give at least one token";
         if (p.size[axis] % p.window[axis] && !p.pad_qkv)
             return "a size is no multiple of its window, so the input pad_qkv is needed";
         window *= p.window[axis];
         image *= p.size[axis];
+        if (window > kLargestWindow) return "windows may have up to 1024 tokens (32 x 32)";
+        if (image >= 1ll << 27) return too_large;  // three bits of an int are for other things
     }
-    if (window > kLargestWindow) return "windows may have up to 1024 tokens (32 x 32)";
     if (p.num_heads < 1 || p.head_dim < 1 || p.head_dim > kLargestHead)
         return "a head may have 1 to 128 channels, and there must be a head";
-    long long const blocks = window_attention_windows(p) * p.num_heads * ((window + 31) / 32);
-    if (image >= 1ll << 27 || blocks >= 1ll << 31) return "the feature map is too large: an image may have 2^27 tokens";
+    long long const most = (1ll << 31) - 1, blocks_of_window = p.num_heads * ((window + 31) / 32);
+    if (window_attention_windows(p) > most / blocks_of_window || 3ll * p.num_heads * p.head_dim > most) return too_large;
     return nullptr;
 }
 
-inline bool is_aligned(WindowAttentionParams const& p, unsigned long long bytes) {
-    auto const address = [](void const* pointer) { return reinterpret_cast<unsigned long long>(pointer); };
-    return (address(p.qkv) | address(p.pad_qkv) | address(p.output)) % bytes == 0;
+// Shared memory of a block: what single.cuh and tiled.cuh lay down in structs.
+constexpr int single_storage_bytes(int dim) { return 4 * (3 * 32 * (dim + 4) + 4 * 8 * 32 + 2 * 32); }
+
+constexpr int tiled_storage_bytes(int dim, int keys) {
+    return 2 * (64 + 2 * (dim <= 64 ? 2 : 1) * keys) * (dim + 8) + 4 * keys;
 }
 
 // For what window_attention_unsupported lets pass; fills in how `p` is cut.
-inline WindowAttentionPlan plan_window_attention(WindowAttentionParams& p, DType dtype, Device const& device) {
+inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType dtype, Device const& device) {
     auto const ceil_div = [](long long a, long long b) { return static_cast<int>((a + b - 1) / b); };
     int const window = p.window[0] * p.window[1] * p.window[2];
     long long const windows = window_attention_windows(p);
@@ -63,33 +69,32 @@ inline WindowAttentionPlan plan_window_attention(WindowAttentionParams& p, DType
         p.windows[axis] = ceil_div(p.size[axis], p.window[axis]);
         p.roll[axis] = p.roll_first ? p.shift[axis] % p.size[axis] : p.shift[axis];
     }
+    p.roll_first = p.roll_first != 0;  // kernels count on 0 or 1
     p.windows_per_block = p.row_groups = p.heads_per_block = 1;
     p.inverse_scale = p.logit_scale || p.scale == 0 ? 1 : 1 / p.scale;
 
     if (dtype == DType::kFloat32) {
         int const dim = p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : 128;
-        int const floats = 3 * 32 * (dim + 4) + 4 * 8 * 32 + 2 * 32;
         return {WindowAttentionKernel::kSingle, dim, 32, ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads, 128,
-                4 * floats};
+                single_storage_bytes(dim)};
     }
     int const tiles = window <= 32 ? 4 : window <= 56 ? 7 : 8;
     int const most_warps = tiles <= 7 && !p.logit_scale ? 16 : 12;  // as small.cuh says
     int const head_bytes = 4 * window * (tiles % 2 ? 8 * tiles : 8 * tiles + 8);  // of one head's bias in float
     int const warp_bytes = 3 * tiles * 32 * 16;
-    bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow && is_aligned(p, 16) &&
+    bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow && are_aligned({p.qkv, p.pad_qkv, p.output}, 16) &&
                           (p.logit_scale || p.scale > 1e-6f) && head_bytes + warp_bytes <= device.shared_bytes &&
-                          windows * window * 6 * p.num_heads * kSmallHead < 1ll << 32;
+                          windows * window * 6 * p.num_heads * kSmallHead < 1ll << 32 && windows < 1ll << 21;
     int const row_tiles = ceil_div(window, 16);
     if (!is_small) {
         int const dim = p.head_dim <= 16 ? 16 : p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : p.head_dim <= 96 ? 96 : 128;
         int const keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
         p.row_groups = ceil_div(row_tiles, 4);
-        int const warps = ceil_div(row_tiles, p.row_groups), stages = dim <= 64 ? 2 : 1;
+        int const warps = ceil_div(row_tiles, p.row_groups);
         int const query_slots = p.row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;
         int const slots = query_slots > key_slots ? query_slots : key_slots;
-        int const shared = 2 * (64 + 2 * stages * keys) * (dim + 8) + 4 * keys + 4 * slots;
         return {WindowAttentionKernel::kTiled, dim, keys, p.row_groups * static_cast<int>(windows) * p.num_heads,
-                32 * warps, shared};
+                32 * warps, tiled_storage_bytes(dim, keys) + 4 * slots};
     }
     // The most warps that a multiprocessor takes, as two blocks or as one, and in a block as many heads side by side as
     // divide the heads.
@@ -103,17 +108,15 @@ inline WindowAttentionPlan plan_window_attention(WindowAttentionParams& p, DType
                 blocks = b, warps = fit, p.heads_per_block = heads;
         }
     }
-    // One wave of blocks, so that the bias is read rarely; two where a block still does several rounds, since blocks do
-    // not end all at once. No wider than there are windows for.
+    // One wave of blocks, so that the bias is read rarely. No wider than there are windows for.
     int const head_groups = p.num_heads / p.heads_per_block;
     int const share = ceil_div(windows * head_groups, static_cast<long long>(blocks) * device.multiprocessors);
     int const abreast = share < warps / p.heads_per_block ? share : warps / p.heads_per_block;
-    int const rounds = ceil_div(share, abreast);
-    p.windows_per_block = abreast * (rounds >= 4 ? ceil_div(rounds, 2) : rounds);
+    p.windows_per_block = abreast * ceil_div(share, abreast);
     int const chunks = ceil_div(windows, p.windows_per_block) * head_groups;
     int const bytes = p.heads_per_block * (head_bytes + abreast * warp_bytes);
     // A small map leaves multiprocessors idle: then several blocks share the queries of a window.
-    long long const room = static_cast<long long>(blocks) * device.multiprocessors;
+    long long const room = static_cast<long long>((device.shared_bytes + kReserved) / (bytes + kReserved)) * device.multiprocessors;
     while (2 * p.row_groups <= row_tiles && 2ll * p.row_groups * chunks <= room) p.row_groups *= 2;
     return {WindowAttentionKernel::kSmall, kSmallHead, 8 * tiles, chunks * p.row_groups, 32 * abreast * p.heads_per_block,
             bytes};

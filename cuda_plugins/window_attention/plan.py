@@ -1,4 +1,4 @@
-"""How window attention is cut into blocks: ``plan.h`` in Python. A test holds the two together."""
+"""How ``swinopt::WindowAttention`` is launched; ``plan.h`` is the same in C++."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import ctypes
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from swinopt.cuda_plugins.launch import CUDA_TYPES, ITEM_SIZES, Device, Launch, Tensor, Unsupported
+from swinopt.cuda_plugins.common.require import are_aligned, require_shape, require_tensors
+from swinopt.cuda_plugins.launch import CUDA_TYPES, Device, Launch, Tensor, Unsupported
+
+_OP = "WindowAttention"
 
 LARGEST_WINDOW, LARGEST_HEAD = 1024, 128
 _LARGEST_SMALL_WINDOW, _SMALL_HEAD = 64, 32
 _SMALL_TILES, _TILED_DIMS, _SINGLE_DIMS = (4, 7, 8), (16, 32, 64, 96, 128), (32, 64, 128)
+#: Kernels keep a token and three bits more in an int; blocks and channels take all of one.
+_TOO_MANY_TOKENS, _TOO_MANY = 1 << 27, 1 << 31
 #: Bytes of shared memory that CUDA takes for each block.
 _RESERVED = 1024
 #: Below it (or negative) the small kernel cannot divide the bias by it.
 _SMALLEST_SCALE = float(ctypes.c_float(1e-6).value)
 
 
-class Parameters(ctypes.Structure):
-    """``WindowAttentionParams`` of ``params.h``."""
+class WindowAttentionParams(ctypes.Structure):
+    """The struct of ``params.h``."""
 
-    _fields_ = (
+    _fields_: ClassVar = [
         ("qkv", ctypes.c_void_p),
         ("relative_position_bias", ctypes.c_void_p),
         ("logit_scale", ctypes.c_void_p),
@@ -43,134 +48,106 @@ class Parameters(ctypes.Structure):
         ("row_groups", ctypes.c_int),
         ("heads_per_block", ctypes.c_int),
         ("inverse_scale", ctypes.c_float),
-    )
+    ]
 
 
 def plan(
     inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], attributes: Mapping[str, Any], device: Device
 ) -> Launch:
-    """The launch for one WindowAttention (:mod:`swinopt.ops` says what its inputs and attributes are).
+    """How a GPU computes attention inside of shifted windows.
 
     Args:
-        inputs: qkv ``[B, *spatial, 3C]`` with 1 to 3 spatial axes, relative_position_bias ``[num_heads, N, N]``, and,
-            each of them None or left out where absent, logit_scale ``[num_heads]`` and pad_qkv ``[3C]``; all of one dtype.
-        outputs: ``[B, *spatial, C]``.
-        attributes: ``window_size``, ``shift_size``, ``num_heads``, ``scale``, ``mask_value``, ``roll_first``.
+        inputs: qkv ``[B, *spatial, 3C]`` with 1 to 3 spatial axes, relative_position_bias ``[num_heads, N, N]`` with
+            ``N = prod(window_size)``, and, each of them None or left out where absent, logit_scale ``[num_heads]`` and
+            pad_qkv ``[3C]``.
+        outputs: ``[B, *spatial, C]``. It may not overlap another tensor.
+        attributes: window_size, shift_size, num_heads, scale; mask_value and roll_first, -100 and 0 by default.
         device: the GPU.
 
     Raises:
-        Unsupported: there is no kernel for this.
+        Unsupported: dtypes differ or are none of float32, float16 and bfloat16; shapes or attributes do not fit; a
+            tensor is empty, too large, or not aligned to its elements; a size is no multiple of its window and there is
+            no pad_qkv; the GPU is older than Turing, or than Ampere for bfloat16.
     """
-    qkv, bias, logit_scale, pad_qkv = [*inputs, None, None][:4]
-    assert qkv is not None and bias is not None
-    present = [tensor for tensor in (qkv, bias, logit_scale, pad_qkv, *outputs) if tensor is not None]
-    _check_types(present)
-    parameters = _parameters(qkv, attributes)
-    _check_shapes(present, parameters, logit_scale, pad_qkv)
-    _check_problem(parameters, qkv.dtype, pad_qkv is not None, device)
-    parameters.qkv, parameters.relative_position_bias, parameters.output = qkv.pointer, bias.pointer, outputs[0].pointer
-    parameters.logit_scale = logit_scale.pointer if logit_scale else 0
-    parameters.pad_qkv = pad_qkv.pointer if pad_qkv else 0
-    cosine, aligned = logit_scale is not None, _is_aligned(qkv, pad_qkv, outputs[0])
-    name, arguments, blocks, threads, shared = _cut(
-        parameters, qkv.dtype, cosine=cosine, aligned=aligned, device=device
-    )
-    kernel = f"swinopt::window_attention_{name}<{', '.join([*arguments, 'true' if cosine else 'false'])}>"
-    return Launch("window_attention/kernel.cuh", kernel, (blocks, 1, 1), threads, shared, parameters)
-
-
-def _parameters(qkv: Tensor, attributes: Mapping[str, Any]) -> Parameters:
-    batch, *size, channels = qkv.shape
-    window, shift = list(attributes["window_size"]), list(attributes["shift_size"])
-    if not (1 <= len(size) <= 3 and len(size) == len(window) == len(shift)):
+    names = ("qkv", "relative_position_bias", "logit_scale", "pad_qkv", "output")
+    given = [*inputs, *[None] * (4 - len(inputs)), *outputs]
+    if len(inputs) > 4 or len(outputs) != 1 or any(given[place] is None for place in (0, 1)):
         raise Unsupported(
-            f"a feature map has 1 to 3 spatial axes, and window_size and shift_size an entry for each: qkv is {qkv.shape}, "
-            f"window_size {window}, shift_size {shift}"
+            f"{_OP} needs qkv and relative_position_bias, takes logit_scale and pad_qkv, and makes one output"
         )
-    heads = int(attributes["num_heads"])
-    if heads < 1 or channels % (3 * heads):
-        raise Unsupported(f"{channels} channels of qkv cannot be split into q, k and v of {heads} heads")
-    missing = 3 - len(size)
-    three = ctypes.c_int * 3
-    return Parameters(
+    tensors = {name: tensor for name, tensor in zip(names, given, strict=True) if tensor is not None}
+    require_tensors(_OP, tensors, device)
+    qkv = tensors["qkv"]
+    window, shift = [int(w) for w in attributes["window_size"]], [int(s) for s in attributes["shift_size"]]
+    heads, padded, cosine = int(attributes["num_heads"]), "pad_qkv" in tensors, "logit_scale" in tensors
+    _require_problem(qkv, window, shift, heads, padded=padded, device=device)
+    batch, *size, channels = qkv.shape
+    n = math.prod(window)
+    shapes = ((*qkv.shape,), (heads, n, n), (heads,), (channels,), (batch, *size, channels // 3))
+    for name, shape in zip(names, shapes, strict=True):
+        if name in tensors:
+            require_shape(_OP, name, tensors[name], shape)
+
+    missing, three = 3 - len(size), ctypes.c_int * 3
+    p = WindowAttentionParams(
+        *(tensors[name].pointer if name in tensors else 0 for name in names),
         batch=batch,
         size=three(*[1] * missing, *size),
         window=three(*[1] * missing, *window),
         shift=three(*[0] * missing, *shift),
         num_heads=heads,
         head_dim=channels // 3 // heads,
-        roll_first=int(attributes.get("roll_first", 0)),
+        roll_first=bool(attributes.get("roll_first", 0)),
         scale=float(attributes["scale"]),
         mask_value=float(attributes.get("mask_value", -100.0)),
     )
+    aligned = are_aligned([qkv, tensors.get("pad_qkv"), tensors["output"]], 16)
+    name, arguments, blocks, threads, shared = _cut(p, qkv.dtype, cosine=cosine, aligned=aligned, device=device)
+    kernel = f"swinopt::window_attention_{name}<{', '.join([*arguments, 'true' if cosine else 'false'])}>"
+    return Launch("window_attention/kernel.cuh", kernel, (blocks, 1, 1), threads, shared, p)
 
 
-def _check_types(tensors: Sequence[Tensor]) -> None:
-    types = {tensor.dtype for tensor in tensors}
-    if len(types) != 1 or not types <= CUDA_TYPES.keys():
-        raise Unsupported(
-            f"all tensors must be of one type, {', '.join(CUDA_TYPES)}; these are {', '.join(sorted(types))}"
-        )
-    for tensor in tensors:
-        if tensor.pointer % ITEM_SIZES[tensor.dtype]:
-            raise Unsupported(
-                f"a {tensor.dtype} tensor lies at {tensor.pointer:#x}, which is not aligned to its elements"
-            )
-
-
-def _check_shapes(
-    tensors: Sequence[Tensor], parameters: Parameters, logit_scale: Tensor | None, pad_qkv: Tensor | None
+def _require_problem(
+    qkv: Tensor, window: Sequence[int], shift: Sequence[int], heads: int, *, padded: bool, device: Device
 ) -> None:
-    qkv, bias, output = tensors[0], tensors[1], tensors[-1]
-    heads, n = parameters.num_heads, math.prod(parameters.window)
-    wanted = [
-        ("relative_position_bias", bias, (heads, n, n)),
-        ("the output", output, (*qkv.shape[:-1], qkv.shape[-1] // 3)),
-    ]
-    if logit_scale is not None:
-        wanted.append(("logit_scale", logit_scale, (heads,)))
-    if pad_qkv is not None:
-        wanted.append(("pad_qkv", pad_qkv, (qkv.shape[-1],)))
-    for name, tensor, shape in wanted:
-        if tuple(tensor.shape) != shape:
-            raise Unsupported(f"{name} has shape {tuple(tensor.shape)}, but {shape} is needed")
-
-
-def _check_problem(p: Parameters, dtype: str, has_padding: bool, device: Device) -> None:
-    size, window, shift = list(p.size), list(p.window), list(p.shift)
-    capability = f"{device.capability // 10}.{device.capability % 10}"
-    n = math.prod(window)
-    if device.capability < 75:
-        raise Unsupported(f"this GPU has compute capability {capability}; 7.5 (Turing) or newer is needed")
-    if dtype == "bfloat16" and device.capability < 80:
+    if qkv.dtype == "bfloat16" and device.capability < 80:
         raise Unsupported(
-            f"bfloat16 needs compute capability 8.0 (Ampere) or newer, this GPU has {capability}; take float16 or float32"
+            f"{_OP} in bfloat16 needs compute capability 8.0 (Ampere) or newer, this GPU has {device.capability / 10}; "
+            "take float16 or float32"
         )
+    batch, *size, channels = qkv.shape
+    if not (1 <= len(size) <= 3 and len(size) == len(window) == len(shift)):
+        raise Unsupported(
+            f"{_OP}: a map has 1 to 3 spatial axes, and window_size and shift_size an entry for each; "
+            f"qkv is {list(qkv.shape)}, window_size {window}, shift_size {shift}"
+        )
+    if heads < 1 or channels % (3 * heads):
+        raise Unsupported(f"{_OP}: {channels} channels of qkv cannot be split into q, k and v of {heads} heads")
     if any(w < 1 or not 0 <= s < w for s, w in zip(shift, window, strict=True)):
-        raise Unsupported(f"window_size {window} must be positive and shift_size {shift} lie in [0, window_size)")
-    if p.batch < 1 or min(size) < 1:
-        raise Unsupported(f"a batch of {p.batch} feature maps of {size} has no windows; give at least one token")
-    if any(s % w for s, w in zip(size, window, strict=True)) and not has_padding:
-        raise Unsupported(f"sizes {size} are no multiples of the window {window}, so the input pad_qkv is needed")
+        raise Unsupported(f"{_OP}: window_size {window} must be positive and shift_size {shift} in [0, window_size)")
+    if any(s % w for s, w in zip(size, window, strict=True)) and not padded:
+        raise Unsupported(f"{_OP}: sizes {size} are no multiples of the window {window}, so pad_qkv is needed")
+    n, head_dim = math.prod(window), channels // 3 // heads
     if n > LARGEST_WINDOW:
-        raise Unsupported(f"a window of {n} tokens is too large; up to {LARGEST_WINDOW} (32 x 32) are possible")
-    if not 1 <= p.head_dim <= LARGEST_HEAD:
-        raise Unsupported(f"a head of {p.head_dim} channels is too large; up to {LARGEST_HEAD} are possible")
-    blocks = _windows(p) * p.num_heads * math.ceil(n / 32)
-    if math.prod(size) >= 1 << 27 or blocks >= 1 << 31:
-        raise Unsupported(f"a batch of {p.batch} feature maps of {size} is too large: an image may have 2^27 tokens")
+        raise Unsupported(f"{_OP}: a window of {n} tokens is too large; up to {LARGEST_WINDOW} (32 x 32) are possible")
+    if head_dim > LARGEST_HEAD:
+        raise Unsupported(f"{_OP}: a head of {head_dim} channels is too large; up to {LARGEST_HEAD} are possible")
+    windows = batch * math.prod(math.ceil(s / w) for s, w in zip(size, window, strict=True))
+    blocks = windows * heads * math.ceil(n / 32)
+    if math.prod(size) >= _TOO_MANY_TOKENS or blocks >= _TOO_MANY or channels >= _TOO_MANY:
+        raise Unsupported(
+            f"{_OP}: qkv {list(qkv.shape)} is too large; an image may have fewer than 2^27 tokens, and all of them "
+            "2^31 windows times heads"
+        )
 
 
-def _windows(p: Parameters) -> int:
-    return int(p.batch) * math.prod(math.ceil(s / w) for s, w in zip(p.size, p.window, strict=True))
-
-
-def _is_aligned(*tensors: Tensor | None) -> bool:
-    return all(tensor is None or tensor.pointer % 16 == 0 for tensor in tensors)
+def _windows(p: WindowAttentionParams) -> int:
+    windows: int = p.batch * math.prod(math.ceil(s / w) for s, w in zip(p.size, p.window, strict=True))
+    return windows
 
 
 def _cut(
-    p: Parameters, dtype: str, *, cosine: bool, aligned: bool, device: Device
+    p: WindowAttentionParams, dtype: str, *, cosine: bool, aligned: bool, device: Device
 ) -> tuple[str, list[str], int, int, int]:
     """Kernel, its template arguments, blocks, threads, shared bytes; fills in how ``p`` is cut."""
     n, windows = math.prod(p.window), _windows(p)
@@ -195,6 +172,7 @@ def _cut(
         and (cosine or p.scale > _SMALLEST_SCALE)
         and head_bytes + warp_bytes <= device.shared_bytes
         and windows * n * 6 * p.num_heads * _SMALL_HEAD < 1 << 32
+        and windows < 1 << 21
     )
     if not is_small:
         dim = _at_least(p.head_dim, _TILED_DIMS)
@@ -213,19 +191,18 @@ def _cut(
         fit = heads * min((room - heads * head_bytes) // (heads * warp_bytes), most_warps // 2 // heads)
         if p.num_heads % heads == 0 and b * fit > blocks * warps:
             blocks, warps, p.heads_per_block = b, fit, heads
-    # One wave of blocks, so that the bias is read rarely; two where a block still does several rounds, since blocks do
-    # not end all at once. No wider than there are windows for.
+    # One wave of blocks, so that the bias is read rarely. No wider than there are windows for.
     head_groups = p.num_heads // p.heads_per_block
     share = math.ceil(windows * head_groups / (blocks * device.multiprocessors))
     abreast = min(share, warps // p.heads_per_block)
-    rounds = math.ceil(share / abreast)
-    p.windows_per_block = abreast * (math.ceil(rounds / 2) if rounds >= 4 else rounds)
+    p.windows_per_block = abreast * math.ceil(share / abreast)
     chunks = math.ceil(windows / p.windows_per_block) * head_groups
+    shared = p.heads_per_block * (head_bytes + abreast * warp_bytes)
     # A small map leaves multiprocessors idle: then several blocks share the queries of a window.
-    while 2 * p.row_groups <= row_tiles and 2 * p.row_groups * chunks <= blocks * device.multiprocessors:
+    room = (device.shared_bytes + _RESERVED) // (shared + _RESERVED) * device.multiprocessors
+    while 2 * p.row_groups <= row_tiles and 2 * p.row_groups * chunks <= room:
         p.row_groups *= 2
     arguments = [CUDA_TYPES[dtype], str(tiles)]
-    shared = p.heads_per_block * (head_bytes + abreast * warp_bytes)
     return "small", arguments, chunks * p.row_groups, 32 * abreast * p.heads_per_block, shared
 
 

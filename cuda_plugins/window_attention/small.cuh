@@ -50,13 +50,15 @@ struct SmallWindow {
 
     // Says which window is wanted next.
     __device__ __forceinline__ void ask_for_window(int index) {
-        Window const window(p, index);
+        Window const window = Window::quickly(p, index);
         coming_seam = window.has_seam(p);
         SlotCoordinates const coordinates(p);
         bool any_padded = false;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            Slot const slot = slot_at(p, window, coordinates, min(lane + 32 * half, n - 1));
+            int inside[3];
+            coordinates.split(min(lane + 32 * half, n - 1), inside);
+            Slot const slot = slot_at(p, window, inside);
             any_padded |= slot.token == kPadded;
             int const token = slot.token == kPadded ? kPadded : slot.token + window.batch * tokens_of_image(p);
             coming[half] = token * 8 + slot.region;
@@ -64,14 +66,28 @@ struct SmallWindow {
         padded = __any_sync(kAll, any_padded);
     }
 
-    // Parts first to last (q, k, v) of slots 8 tile + group of the coming window. Offsets fit 32 bits: the plan's care.
-    __device__ __forceinline__ void ask_for(int tile, int first, int last) {
+    // Parts first to last (q, k, v) of slots 8 tile + group of the coming window.
+    template <int kFirst, int kLast>
+    __device__ __forceinline__ void ask_for(int tile) {
+        // Windows without padding, which is most, do without its selections.
+        if (padded) {
+            ask_for<kFirst, kLast, true>(tile);
+        } else {
+            ask_for<kFirst, kLast, false>(tile);
+        }
+    }
+
+    template <int kFirst, int kLast, bool kPadding>
+    __device__ __forceinline__ void ask_for(int tile) {
         int const token = __shfl_sync(kAll, tile < 4 ? coming[0] : coming[1], 8 * (tile % 4) + group) >> 3;
-        T const* from = static_cast<T const*>(p.qkv) + static_cast<unsigned>(token * 3 * channels + offset);
-        if (padded && token == kPadded) from = static_cast<T const*>(p.pad_qkv) + offset;
 #pragma unroll
-        for (int part = first; part <= last; ++part)
-            copy_16_bytes(staged + (part * kTiles + tile) * 32, from + part * channels, true);
+        for (int part = kFirst; part <= kLast; ++part) {
+            // Offsets in 32 bits take half the instructions; the plan sees to it that they fit.
+            unsigned const place = token * 3 * channels + offset + part * channels;
+            T const* from = static_cast<T const*>(p.qkv) + place;
+            if (kPadding && token == kPadded) from = static_cast<T const*>(p.pad_qkv) + offset + part * channels;
+            copy_16_bytes(staged + (part * kTiles + tile) * 32, from, true);
+        }
     }
 
     // Makes the window that is on its way the current one.
@@ -229,30 +245,42 @@ struct SmallWindow {
     }
 };
 
-// The bias of a block's heads, T [heads, n, n], as float [heads, n, bias_stride] into shared memory, times `factor`.
-// A warp takes a row at a time, and has the loads of several under way.
+// The bias of a block's heads, T [heads, n, n], as float [heads, n, bias_stride] into shared memory, times `factor`; of
+// every row_groups-th tile of 16 rows alone. A warp takes a row at a time, and has the loads of several under way.
 template <class T, int kTiles>
-__device__ __forceinline__ void load_bias(float* to, T const* from, int heads, int n, float factor) {
+__device__ __forceinline__ void load_bias(float* to, T const* from, int heads, int n, int row_group, int row_groups,
+                                          float factor) {
     constexpr int kRows = 8;  // under way at once
+    constexpr bool kTwoHalves = kTiles > 4;
     int const lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    for (int first = threadIdx.x / 32; first < heads * n; first += kRows * warps) {
+    bool const is_column[2] = {lane < n, lane + 32 < n};
+    bool const is_second_half = lane + 32 < 8 * kTiles;
+    int rows_of_head = 0;
+    for (int tile = row_group; 16 * tile < n; tile += row_groups) rows_of_head += min(16, n - 16 * tile);
+    Divisor const heads_rows(rows_of_head);
+    int const rows = heads * rows_of_head;
+    // Row number i of those that are wanted, among all rows of all heads.
+    auto const wanted = [&](int i) {
+        if (row_groups == 1) return i;
+        int const head = heads_rows.quotient(i), row = i - head * rows_of_head;
+        return head * n + 16 * (row / 16 * row_groups + row_group) + row % 16;
+    };
+    for (int first = threadIdx.x / 32; first < rows; first += kRows * warps) {
         T element[kRows][2];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-            int const row = first + i * warps;
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                if (row < heads * n && lane + 32 * half < n) element[i][half] = from[row * n + lane + 32 * half];
+            if (first + i * warps >= rows) break;
+            T const* const source = from + wanted(first + i * warps) * n + lane;
+            if (is_column[0]) element[i][0] = source[0];
+            if (kTwoHalves && is_column[1]) element[i][1] = source[32];
         }
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-            int const row = first + i * warps;
-#pragma unroll
-            for (int half = 0; half < (kTiles + 3) / 4; ++half) {
-                int const column = lane + 32 * half;
-                float const value = column < n ? static_cast<float>(element[i][half]) * factor : minus_infinity();
-                if (row < heads * n && column < 8 * kTiles) to[row * bias_stride(kTiles) + column] = value;
-            }
+            if (first + i * warps >= rows) break;
+            float* const target = to + wanted(first + i * warps) * bias_stride(kTiles) + lane;
+            target[0] = is_column[0] ? static_cast<float>(element[i][0]) * factor : minus_infinity();
+            if (kTwoHalves && is_second_half)
+                target[32] = is_column[1] ? static_cast<float>(element[i][1]) * factor : minus_infinity();
         }
     }
 }
@@ -282,18 +310,19 @@ __global__ void __launch_bounds__(16 * most_warps(kTiles, kCosine), 2) window_at
     constexpr int kRowTiles = (kTiles + 1) / 2;
     work.ask_for_window(min(index, windows - 1));
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) work.ask_for(tile, 1, 2);
+    for (int tile = 0; tile < kTiles; ++tile) work.template ask_for<1, 2>(tile);
     commit_copies();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-        work.ask_for(2 * tile, 0, 0);
-        if (2 * tile + 1 < kTiles) work.ask_for(2 * tile + 1, 0, 0);
+        work.template ask_for<0, 0>(2 * tile);
+        if (2 * tile + 1 < kTiles) work.template ask_for<0, 0>(2 * tile + 1);
         commit_copies();
     }
     float factor = p.scale;
     if (kCosine) factor = static_cast<float>(static_cast<T const*>(p.logit_scale)[head]);
     T const* const all_bias = static_cast<T const*>(p.relative_position_bias) + static_cast<long long>(first_head) * n * n;
-    load_bias<T, kTiles>(bias, all_bias, p.heads_per_block, n, p.inverse_scale);
+    load_bias<T, kTiles>(bias, all_bias, p.heads_per_block, n, row_group, p.row_groups,
+                         p.inverse_scale);
     __syncthreads();
 
     for (; index < end; index += step) {
@@ -303,7 +332,7 @@ __global__ void __launch_bounds__(16 * most_warps(kTiles, kCosine), 2) window_at
         if (goes_on) {
             work.ask_for_window(index + step);
 #pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) work.ask_for(tile, 1, 2);
+            for (int tile = 0; tile < kTiles; ++tile) work.template ask_for<1, 2>(tile);
         }
         commit_copies();
 #pragma unroll 1
@@ -312,8 +341,8 @@ __global__ void __launch_bounds__(16 * most_warps(kTiles, kCosine), 2) window_at
             int const lower = min(2 * tile + 1, kTiles - 1);
             uint4 const q[2] = {work.staged[2 * tile * 32], work.staged[lower * 32]};
             if (goes_on) {
-                work.ask_for(2 * tile, 0, 0);
-                if (lower > 2 * tile) work.ask_for(lower, 0, 0);
+                work.template ask_for<0, 0>(2 * tile);
+                if (lower > 2 * tile) work.template ask_for<0, 0>(lower);
             }
             commit_copies();
             if ((tile & (p.row_groups - 1)) != row_group || 16 * tile >= n) continue;
@@ -325,6 +354,7 @@ __global__ void __launch_bounds__(16 * most_warps(kTiles, kCosine), 2) window_at
             }
         }
     }
+    wait_for_copies<0>();  // of a warp that had no window
 }
 
 }  // namespace swinopt

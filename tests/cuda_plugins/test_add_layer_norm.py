@@ -134,44 +134,16 @@ def test_it_is_refused_to_plan(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------ twin in C++
 
-SOURCE = """
-#include <cstddef>
-#include "add_layer_norm/plan.h"
-using namespace swinopt;
-extern "C" {
-int size() { return sizeof(AddLayerNormParams); }
-int offset(int field) {
-    using P = AddLayerNormParams;
-    int const offsets[] = {offsetof(P, a), offsetof(P, b), offsetof(P, gamma), offsetof(P, beta), offsetof(P, sum),
-                           offsetof(P, normalized), offsetof(P, rows), offsetof(P, channels), offsetof(P, epsilon)};
-    return offsets[field];
-}
-char const* unsupported(AddLayerNormParams p, int dtype, int capability) {
-    return add_layer_norm_unsupported(p, static_cast<DType>(dtype), Device{capability, 132, 232448});
-}
-LayerNormPlan plan(AddLayerNormParams p, int dtype) { return add_layer_norm_plan(p, static_cast<DType>(dtype)); }
-}
-"""
-
-
-class LayerNormPlan(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("lanes", "vectors", "grid", "block")]
-
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = host_compiler.load(SOURCE, tmp_path_factory.mktemp("add_layer_norm"))
-    library.unsupported.argtypes = [AddLayerNormParams, ctypes.c_int, ctypes.c_int]
-    library.unsupported.restype = ctypes.c_char_p
-    library.plan.argtypes = [AddLayerNormParams, ctypes.c_int]
-    library.plan.restype = LayerNormPlan
-    return library
+    return host_compiler.load_layer_norm(
+        "add_layer_norm", AddLayerNormParams, tmp_path_factory.mktemp("add_layer_norm")
+    )
 
 
 def test_the_struct_is_laid_out_as_in_cpp(twin: ctypes.CDLL) -> None:
-    assert twin.size() == ctypes.sizeof(AddLayerNormParams)
-    offsets = [getattr(AddLayerNormParams, field[0]).offset for field in AddLayerNormParams._fields_]
-    assert offsets == [twin.offset(i) for i in range(len(offsets))]
+    host_compiler.assert_laid_out_alike(twin, AddLayerNormParams)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -180,11 +152,7 @@ def test_cpp_cuts_the_work_alike(twin: ctypes.CDLL, dtype: str) -> None:
         for channels in (*range(1, 140), *range(160, 9000, 104), 8192, 8200, 2**30):
             for address in (4096, 4096 + ITEM_SIZES[dtype]):
                 launch = plan((rows, channels), dtype, pointers={"beta": address})
-                there = twin.plan(launch.parameters, DTYPES.index(dtype))
-                shape = f", {there.lanes}, {there.vectors}>" if there.vectors else ">"
-                assert launch.kernel.endswith(shape) and ("_any<" in launch.kernel) == (not there.vectors)
-                assert (launch.grid, launch.block) == ((there.grid, 1, 1), there.block)
-                assert twin.unsupported(launch.parameters, DTYPES.index(dtype), 90) is None
+                host_compiler.assert_cut_alike(twin, launch, DTYPES.index(dtype))
 
 
 @pytest.mark.parametrize(

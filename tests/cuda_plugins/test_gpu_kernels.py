@@ -1,4 +1,4 @@
-"""Every kernel on a GPU against float64 over a sweep: sizes, types, poisoned outputs, pointers that are barely aligned."""
+"""Every kernel on a GPU against float64: sizes, types, poisoned outputs, pointers that are barely aligned."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from swinopt.errors import MissingDependencyError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+#: The sources tell Turing from what is newer, and newer ones not apart: three of them get every kernel.
+ARCHITECTURES, THOROUGHLY = (75, 80, 86, 89, 90, 100, 120), (75, 80, 120)
 TOY = "template <class T> __global__ void twice(T* x) { *x += *x; }"
 
 
@@ -73,6 +74,8 @@ def launches(capability: int) -> Iterator[Launch]:
 def test_every_kernel_that_a_plan_can_name_compiles(capability: int) -> None:
     kernels = {(launch.source, launch.kernel) for launch in launches(capability)}
     assert {source.split("/")[0] for source, _ in kernels} == set(cuda_plugins.FOLDERS.values())
+    if capability not in THOROUGHLY:
+        kernels = set({kernel.split("<")[0]: (source, kernel) for source, kernel in sorted(kernels)}.values())
     for source, kernel in sorted(kernels):
         compiled = nvrtc.compile(source, kernel, capability, ptx=True)
         assert compiled.target == f"compute_{capability}"

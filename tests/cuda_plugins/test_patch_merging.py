@@ -138,45 +138,14 @@ def test_it_is_refused_to_plan(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------ twin in C++
 
-SOURCE = """
-#include <cstddef>
-#include "patch_merging/plan.h"
-using namespace swinopt;
-extern "C" {
-int size() { return sizeof(PatchMergingParams); }
-int offset(int field) {
-    using P = PatchMergingParams;
-    int const offsets[] = {offsetof(P, x), offsetof(P, gamma), offsetof(P, beta), offsetof(P, output),
-                           offsetof(P, batch), offsetof(P, height), offsetof(P, width), offsetof(P, channels),
-                           offsetof(P, epsilon)};
-    return offsets[field];
-}
-char const* unsupported(PatchMergingParams p, int dtype, int capability) {
-    return patch_merging_unsupported(p, static_cast<DType>(dtype), Device{capability, 132, 232448});
-}
-LayerNormPlan plan(PatchMergingParams p, int dtype) { return patch_merging_plan(p, static_cast<DType>(dtype)); }
-}
-"""
-
-
-class LayerNormPlan(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("lanes", "vectors", "grid", "block")]
-
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = host_compiler.load(SOURCE, tmp_path_factory.mktemp("patch_merging"))
-    library.unsupported.argtypes = [PatchMergingParams, ctypes.c_int, ctypes.c_int]
-    library.unsupported.restype = ctypes.c_char_p
-    library.plan.argtypes = [PatchMergingParams, ctypes.c_int]
-    library.plan.restype = LayerNormPlan
-    return library
+    return host_compiler.load_layer_norm("patch_merging", PatchMergingParams, tmp_path_factory.mktemp("patch_merging"))
 
 
 def test_the_struct_is_laid_out_as_in_cpp(twin: ctypes.CDLL) -> None:
-    assert twin.size() == ctypes.sizeof(PatchMergingParams)
-    offsets = [getattr(PatchMergingParams, field[0]).offset for field in PatchMergingParams._fields_]
-    assert offsets == [twin.offset(i) for i in range(len(offsets))]
+    host_compiler.assert_laid_out_alike(twin, PatchMergingParams)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -185,11 +154,7 @@ def test_cpp_cuts_the_work_alike(twin: ctypes.CDLL, dtype: str) -> None:
         for channels in (*range(1, 70), *range(72, 2200, 56), 2048, 2056, 2**28):
             for address in (4096, 4096 + ITEM_SIZES[dtype]):
                 launch = plan((*size, channels), dtype, pointers={"x": address})
-                there = twin.plan(launch.parameters, DTYPES.index(dtype))
-                shape = f", {there.lanes}, {there.vectors}>" if there.vectors else ">"
-                assert launch.kernel.endswith(shape) and ("_any<" in launch.kernel) == (not there.vectors)
-                assert (launch.grid, launch.block) == ((there.grid, 1, 1), there.block)
-                assert twin.unsupported(launch.parameters, DTYPES.index(dtype), 90) is None
+                host_compiler.assert_cut_alike(twin, launch, DTYPES.index(dtype))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+"""Builds TensorRT engines of Swin-B from exports of every kind, with and without plugins: right first, then fast.
+
+    python benchmarks/engines.py export FOLDER    # where PyTorch with CUDA is: models, inputs, their outputs in fp32
+    python benchmarks/engines.py build FOLDER     # where TensorRT is; maybe another Python, without PyTorch
+    python benchmarks/engines.py time FOLDER
+
+What is done already is not done again, so that a run that was cut off goes on where it stopped. Models have random
+weights, biases, norms and bias tables; PyTorch's outputs are those of fp32 without TF32. Pairs of engines are timed in
+turns in one process, each with CUDA graphs over rotating inputs. Results lie in FOLDER/results, a file each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL = "swin_base_patch4_window7_224"
+SETS = {1: 3, 32: 1}  # batch to how many sets of inputs are compared
+_ROUNDS, _RUNS = 7, 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine. ``export`` names the kind: exporter, and whether it folded constants."""
+
+    export: str
+    batch: int
+    precision: str
+    optimized: bool
+
+    @property
+    def name(self) -> str:
+        return f"{'swinopt' if self.optimized else 'stock'} {self.precision} B={self.batch} {self.export}"
+
+    @property
+    def model(self) -> str:
+        return f"{self.export}-{self.batch}.onnx"
+
+
+#: The pairs whose times are compared, swinopt's first; then what is there for its numbers alone.
+PAIRS = tuple(
+    (Job("torchscript-unfolded", batch, "fp16", True), Job("torchscript", batch, "fp16", False)) for batch in (32, 1)
+)
+OTHERS = (
+    Job("torchscript-unfolded", 1, "fp32", True),
+    Job("dynamo", 1, "fp16", True),
+    Job("dynamo", 1, "fp32", True),
+    Job("torchscript", 1, "fp16", True),
+    Job("torchscript", 1, "fp32", True),
+    Job("dynamo-unfolded", 1, "fp16", True),
+    Job("dynamo-unfolded", 1, "fp32", True),
+    Job("torchscript-unfolded", 1, "fp16", False),
+)
+JOBS = (*(job for pair in PAIRS for job in pair), *OTHERS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("export", "build", "time"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", action="append", help="a kind of export, or the start of an engine's name")
+    arguments = parser.parse_args()
+    (arguments.folder / "results").mkdir(parents=True, exist_ok=True)
+    if arguments.step == "export":
+        export(arguments.folder, arguments.only)
+    elif arguments.step == "build":
+        build(arguments.folder, arguments.only)
+    else:
+        time_pairs(arguments.folder)
+    return 0
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """All that has been measured: ``machine``, ``engines`` and ``pairs`` by name."""
+    found: dict[str, Any] = {"engines": {}, "pairs": {}}
+    for job in JOBS:
+        if _result(job.name, folder).exists():
+            found["engines"][job.name] = json.loads(_result(job.name, folder).read_text())
+    for pair in PAIRS:
+        if _result(_pair_name(pair), folder).exists():
+            found["pairs"][_pair_name(pair)] = json.loads(_result(_pair_name(pair), folder).read_text())
+    found["machine"] = json.loads(_result("machine", folder).read_text())
+    return found
+
+
+def _result(name: str, folder: Path) -> Path:
+    return folder / "results" / f"{name.replace(' ', '_').replace('=', '')}.json"
+
+
+def _keep(name: str, found: Any, folder: Path) -> None:
+    draft = _result(name, folder).with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    draft.replace(_result(name, folder))
+    print(name, {key: value for key, value in found.items() if key != "layers"}, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def _folded(module: Any, image: Any, path: Path, exporter: str) -> None:
+    import swinopt
+
+    swinopt.export(module, path, inputs=image, exporter=exporter, check=False)
+
+
+def _torchscript_unfolded(module: Any, image: Any, path: Path) -> None:
+    import torch
+
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
+    torch.onnx.export(module, image, str(path), dynamo=False, do_constant_folding=False, opset_version=17, **names)
+
+
+def _dynamo_unfolded(module: Any, image: Any, path: Path) -> None:
+    import torch
+
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
+    program = torch.onnx.export(module, (image,), dynamo=True, optimize=False, verbose=False, **names)
+    program.save(str(path))
+
+
+EXPORTS: dict[str, Callable[[Any, Any, Path], None]] = {
+    "torchscript": lambda module, image, path: _folded(module, image, path, "torchscript"),
+    "torchscript-unfolded": _torchscript_unfolded,
+    "dynamo": lambda module, image, path: _folded(module, image, path, "dynamo"),
+    "dynamo-unfolded": _dynamo_unfolded,
+}
+
+
+def export(folder: Path, only: list[str] | None) -> None:
+    """Writes every model that the jobs read, inputs, and what PyTorch makes of them."""
+    import timm
+    import torch
+
+    from swinopt.export import randomize
+
+    torch.manual_seed(0)
+    module = randomize(timm.create_model(MODEL).eval(), seed=0)
+    for name, batch in sorted({(job.export, job.batch) for job in JOBS}):
+        path = folder / f"{name}-{batch}.onnx"
+        if (only is None or name in only) and not path.exists():
+            draft = path.with_suffix(f".{os.getpid()}")
+            EXPORTS[name](module, torch.randn(batch, 3, 224, 224), draft)
+            draft.rename(path)
+            print(f"exported {path.name}", flush=True)
+    if only is not None:
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    module.cuda()
+    for batch, count in SETS.items():
+        inputs = torch.randn(count, batch, 3, 224, 224, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
+        np.savez(folder / f"truth-{batch}.npz", inputs=inputs.numpy(), outputs=outputs.numpy())
+
+
+# -------------------------------------------------------------------------------------------------------------- build
+
+
+def build(folder: Path, only: list[str] | None) -> None:
+    """Builds every engine, or those whose names start with one of ``only``, and compares them with PyTorch."""
+    _keep("machine", _machine(), folder)
+    for job in JOBS:
+        wanted = only is None or job.name.startswith(tuple(only))
+        if wanted and not _result(job.name, folder).exists():
+            _keep(job.name, {**asdict(job), **_engine(job, folder)}, folder)
+
+
+def time_pairs(folder: Path) -> None:
+    """Times the pairs of engines that are there."""
+    for pair in PAIRS:
+        if all(_plan(job, folder).exists() for job in pair) and not _result(_pair_name(pair), folder).exists():
+            _keep(_pair_name(pair), _in_turns(pair, folder), folder)
+
+
+def _pair_name(pair: tuple[Job, Job]) -> str:
+    return f"{pair[0].precision} B={pair[0].batch}"
+
+
+def _plan(job: Job, folder: Path) -> Path:
+    return folder / f"{job.name.replace(' ', '_').replace('=', '')}.engine"
+
+
+def _engine(job: Job, folder: Path) -> dict[str, Any]:
+    """Builds one engine and compares it with PyTorch; an engine that cannot be built is a result, too."""
+    import swinopt
+    from swinopt import tensorrt
+
+    target = "tensorrt-8.6" if _tensorrt_version().startswith(("8.", "9.")) else "tensorrt"
+    start = time.perf_counter()
+    model: Any = folder / job.model
+    if job.optimized:
+        model = swinopt.optimize(model, target=target, verify=False)
+    optimized = time.perf_counter()
+    try:
+        engine = tensorrt.build(model, precision=job.precision, timing_cache=folder / f"{job.precision}.timing.cache")
+    except swinopt.SwinoptError as error:
+        return {"error": " ".join(str(error).split())[:400]}
+    built = time.perf_counter()
+    truth = np.load(folder / f"truth-{job.batch}.npz")
+    with engine:
+        (name,) = engine.outputs
+        (image,) = engine.inputs
+        outputs = np.stack([engine.run({image: images})[name] for images in truth["inputs"]])
+        engine.save(_plan(job, folder))
+    return {
+        "optimize_s": round(optimized - start, 1),
+        "build_s": round(built - optimized, 1),
+        "plugin_layers": engine.plugin_layers,
+        "max_abs_diff": float(np.abs(outputs - truth["outputs"]).max()),
+        "nan": int(np.isnan(outputs).sum()),
+        "largest_output": float(np.abs(truth["outputs"]).max()),
+    }
+
+
+def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
+    """Medians of two engines that are timed in turns, and the ratio of each round."""
+    from swinopt.engine import Engine
+
+    ours, stock = (Engine.load(_plan(job, folder)) for job in pair)
+    with ours, stock:
+        rounds = [(ours.benchmark(runs=_RUNS), stock.benchmark(runs=_RUNS)) for _ in range(_ROUNDS)]
+        layers = str(ours.profile(runs=10)).splitlines()
+    medians = [sorted(side[i].median for side in rounds)[_ROUNDS // 2] for i in (0, 1)]
+    ratios = sorted(a.median / b.median for a, b in rounds)
+    return {
+        "swinopt_ms": medians[0],
+        "stock_ms": medians[1],
+        "ratio": ratios[_ROUNDS // 2],
+        "ratios": [ratios[0], ratios[-1]],
+        "spread": max(side[i].spread for side in rounds for i in (0, 1)),
+        "cuda_graph": all(timing.graph for side in rounds for timing in side),
+        "layers": layers[:40],
+    }
+
+
+def _tensorrt_version() -> str:
+    from swinopt import tensorrt_module
+
+    return str(tensorrt_module.find(None).__version__)
+
+
+def _machine() -> dict[str, str]:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    return {"gpu, driver": gpu, "TensorRT": _tensorrt_version(), "Python": sys.version.split()[0]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

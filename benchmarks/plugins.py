@@ -1,0 +1,174 @@
+"""The CUDA plugins on the GPU at hand, from the kernels to whole engines, and the page of results.
+
+    python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--steps kernels,export,engines,report]
+
+Run it where PyTorch with CUDA, cuda-bindings and timm are. Engines are built by ``--tensorrt-python``, by default the
+same Python: TensorRT 8.6 wants Python 3.10 and needs no PyTorch; the plugin library has to be in its place or named by
+SWINOPT_PLUGINS. What is done is not repeated. Writes benchmarks/results/plugins.md, and exits with 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import engines
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "plugins.md"
+
+FP32_BAR, FP16_BAR = 2e-5, 6e-3
+RATIO_BARS = {"fp16 B=32": 0.75, "fp16 B=1": 0.85}
+_BLOCKS = 24  # of Swin-B, one window attention each
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tensorrt-python", default=sys.executable, help="the Python that has TensorRT")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "plugins")
+    parser.add_argument("--steps", default="kernels,export,engines,report")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    here, kernels = ROOT / "benchmarks", folder / "kernels.json"
+    steps = arguments.steps.split(",")
+    if "kernels" in steps and not kernels.exists():
+        # Exits with 1 where a bar is missed; the page tells which.
+        subprocess.run([sys.executable, here / "kernels.py", "--json", kernels], check=False)
+    if "export" in steps:
+        subprocess.run([sys.executable, here / "engines.py", "export", folder], check=True)
+    if "engines" in steps:
+        for step in ("build", "time"):
+            subprocess.run([arguments.tensorrt_python, here / "engines.py", step, folder], check=True)
+    if "report" not in steps:
+        return 0
+    found = {**json.loads(kernels.read_text()), **engines.results(folder)}
+    missed = found["missed"] + missed_bars(found)
+    RESULTS.write_text(page(found, missed), encoding="utf-8")
+    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
+    return 1 if missed else 0
+
+
+def missed_bars(found: dict[str, Any]) -> list[str]:
+    missed = []
+    for name, row in found["engines"].items():
+        if not row["optimized"]:
+            continue
+        bar = FP32_BAR if row["precision"] == "fp32" else FP16_BAR
+        if "error" in row:
+            missed.append(f"{name}: {row['error']}")
+        elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != _BLOCKS:
+            missed.append(
+                f"{name}: max abs diff {row['max_abs_diff']:.1e} (bar {bar:.0e}), {row['nan']} NaN, "
+                f"{row['plugin_layers']} plugin layers"
+            )
+    for name, bar in RATIO_BARS.items():
+        pair = found["pairs"].get(name)
+        if pair is None or pair["ratio"] > bar:
+            missed.append(
+                f"{name}: {pair['ratio']:.2f} of stock TensorRT's time, bar {bar}" if pair else f"{name}: not measured"
+            )
+    return missed
+
+
+def page(found: dict[str, Any], missed: list[str]) -> str:
+    machine = found["machine"]
+    lines = [
+        "# The CUDA plugins",
+        "",
+        "Measured by `python benchmarks/plugins.py`, all in one run; random weights.",
+        "",
+        f"- date: {date.today()}",
+        f"- machine: {machine['gpu, driver']}; a copy of 8 GB moves {found['copy_tb_s']:.2f} TB/s (read and written)",
+        f"- engines: TensorRT {machine['TensorRT']}, Python {machine['Python']}",
+        f"- kernels and references: torch {found['torch']}, Python {platform.python_version()}",
+        f"- packages: swinopt {version('swinopt')}, timm {version('timm')}, onnx {version('onnx')}",
+        f"- bars: {'all met' if not missed else '; '.join('MISSED ' + bar for bar in missed)}",
+        "",
+        "## Engines of Swin-B 224",
+        "",
+        "Largest difference to PyTorch in fp32 (TF32 off), over fresh random images; the largest output is about "
+        f"{max(row.get('largest_output', 0) for row in found['engines'].values()):.2f}. What stock TensorRT cannot build is a result as well.",
+        "",
+        *table(
+            ["engine", "export", "precision", "batch", "plugin layers", "max abs diff", "NaN", "build s"],
+            [
+                [
+                    "swinopt" if row["optimized"] else "stock",
+                    row["export"],
+                    row["precision"],
+                    row["batch"],
+                    *(
+                        [f"failed: {row['error']}", "", "", ""]
+                        if "error" in row
+                        else [row["plugin_layers"], f"{row['max_abs_diff']:.1e}", row["nan"], row["build_s"]]
+                    ),
+                ]
+                for row in found["engines"].values()
+            ],
+        ),
+        "",
+        "Both of a pair are built with the same settings and one timing cache, and timed in turns with CUDA graphs over "
+        "rotating inputs: medians of seven rounds.",
+        "",
+        *table(
+            ["pair", "swinopt ms", "stock ms", "ratio", "ratios of the rounds", "bar"],
+            [
+                [
+                    name,
+                    f"{pair['swinopt_ms']:.3f}",
+                    f"{pair['stock_ms']:.3f}",
+                    f"{pair['ratio']:.3f}",
+                    f"{pair['ratios'][0]:.3f} to {pair['ratios'][1]:.3f}",
+                    RATIO_BARS[name],
+                ]
+                for name, pair in found["pairs"].items()
+            ],
+        ),
+        "",
+        "## Kernels",
+        "",
+        "Largest error ‖out - ref‖ / ‖ref‖ against float64 over the sweep of the tests (windows, shifts, heads, sizes that "
+        "are no multiple, misaligned pointers, V1 and V2).",
+        "",
+        *table(
+            ["type", "cases", "window_attention", "add_layer_norm", "patch_merging", "bar"],
+            [
+                [
+                    name,
+                    row["cases"],
+                    *(f"{row[k]:.1e}" for k in ("window_attention", "add_layer_norm", "patch_merging", "bar")),
+                ]
+                for name, row in found.get("errors", {}).items()
+            ],
+        ),
+        "",
+        "Speed, input and output bytes counted once; beside it PyTorch's roll, partition, scaled_dot_product_attention "
+        "with bias and mask, reverse and roll in fp16.",
+        "",
+        *table(list(found["stages"][0]), [list(row.values()) for row in found["stages"]]),
+        "",
+        *table(list(found["norms"][0]), [list(row.values()) for row in found["norms"]]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
+    full = [[*row, *[""] * (len(heads) - len(row))] for row in rows]
+    return [
+        f"| {' | '.join(heads)} |",
+        "|" + "---|" * len(heads),
+        *(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in full),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
