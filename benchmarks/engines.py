@@ -1,4 +1,4 @@
-"""Builds TensorRT engines of Swin-B from exports of every kind, with and without plugins: right first, then fast.
+"""Builds TensorRT engines of Swins from exports of every kind, with and without plugins: right first, then fast.
 
     python benchmarks/engines.py export FOLDER    # where PyTorch with CUDA is: models, inputs, their outputs in fp32
     python benchmarks/engines.py build FOLDER     # where TensorRT is; maybe another Python, without PyTorch
@@ -24,7 +24,12 @@ from typing import Any
 
 import numpy as np
 
-MODEL = "swin_base_patch4_window7_224"
+#: By short name: timm's name, the side of its images, and how many window attentions it has.
+MODELS = {
+    "swin_base": ("swin_base_patch4_window7_224", 224, 24),
+    "swin_tiny": ("swin_tiny_patch4_window7_224", 224, 12),
+    "swinv2_tiny": ("swinv2_tiny_window8_256", 256, 12),
+}
 SETS = {1: 3, 32: 1}  # batch to how many sets of inputs are compared
 _ROUNDS, _RUNS = 7, 60
 
@@ -33,6 +38,7 @@ _ROUNDS, _RUNS = 7, 60
 class Job:
     """One engine. ``export`` names the kind: exporter, and whether it folded constants."""
 
+    model: str
     export: str
     batch: int
     precision: str
@@ -40,28 +46,36 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{'swinopt' if self.optimized else 'stock'} {self.precision} B={self.batch} {self.export}"
+        return f"{'swinopt' if self.optimized else 'stock'} {self.model} {self.precision} B={self.batch} {self.export}"
 
     @property
-    def model(self) -> str:
-        return f"{self.export}-{self.batch}.onnx"
+    def exported(self) -> str:
+        return f"{self.model}-{self.export}-{self.batch}.onnx"
+
+    @property
+    def truth(self) -> str:
+        return f"{self.model}-{self.batch}.npz"
 
 
 #: The pairs whose times are compared, swinopt's first; then what is there for its numbers alone.
 PAIRS = tuple(
-    (Job("torchscript-unfolded", batch, "fp16", True), Job("torchscript", batch, "fp16", False)) for batch in (32, 1)
+    (
+        Job("swin_base", "torchscript-unfolded", batch, "fp16", True),
+        Job("swin_base", "torchscript", batch, "fp16", False),
+    )
+    for batch in (32, 1)
 )
+_KINDS = ("torchscript", "torchscript-unfolded", "dynamo", "dynamo-unfolded")
 OTHERS = (
-    Job("torchscript-unfolded", 1, "fp32", True),
-    Job("dynamo", 1, "fp16", True),
-    Job("dynamo", 1, "fp32", True),
-    Job("torchscript", 1, "fp16", True),
-    Job("torchscript", 1, "fp32", True),
-    Job("dynamo-unfolded", 1, "fp16", True),
-    Job("dynamo-unfolded", 1, "fp32", True),
-    Job("torchscript-unfolded", 1, "fp16", False),
+    *(Job("swin_base", kind, 1, precision, True) for kind in _KINDS for precision in ("fp32", "fp16")),
+    Job("swin_base", "torchscript-unfolded", 1, "fp16", False),
+    *(
+        Job(model, "torchscript", 1, precision, True)
+        for model in ("swin_tiny", "swinv2_tiny")
+        for precision in ("fp32", "fp16")
+    ),
 )
-JOBS = (*(job for pair in PAIRS for job in pair), *OTHERS)
+JOBS = tuple(dict.fromkeys([*(job for pair in PAIRS for job in pair), *OTHERS]))
 
 
 def main() -> int:
@@ -143,24 +157,27 @@ def export(folder: Path, only: list[str] | None) -> None:
 
     from swinopt.export import randomize
 
-    torch.manual_seed(0)
-    module = randomize(timm.create_model(MODEL).eval(), seed=0)
-    for name, batch in sorted({(job.export, job.batch) for job in JOBS}):
-        path = folder / f"{name}-{batch}.onnx"
-        if (only is None or name in only) and not path.exists():
-            draft = path.with_suffix(f".{os.getpid()}")
-            EXPORTS[name](module, torch.randn(batch, 3, 224, 224), draft)
-            draft.rename(path)
-            print(f"exported {path.name}", flush=True)
-    if only is not None:
-        return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    module.cuda()
-    for batch, count in SETS.items():
-        inputs = torch.randn(count, batch, 3, 224, 224, generator=torch.Generator().manual_seed(batch))
-        with torch.no_grad():
-            outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
-        np.savez(folder / f"truth-{batch}.npz", inputs=inputs.numpy(), outputs=outputs.numpy())
+    for short, (name, side, _) in MODELS.items():
+        torch.manual_seed(0)
+        module = randomize(timm.create_model(name).eval(), seed=0)
+        jobs = [job for job in JOBS if job.model == short and (only is None or job.export in only)]
+        for job in {job.exported: job for job in jobs}.values():
+            path = folder / job.exported
+            if not path.exists():
+                draft = path.with_suffix(f".{os.getpid()}")
+                EXPORTS[job.export](module, torch.randn(job.batch, 3, side, side), draft)
+                draft.rename(path)
+                print(f"exported {path.name}", flush=True)
+        if only is not None:
+            continue
+        module.cuda()
+        for job in {job.truth: job for job in jobs}.values():
+            generator = torch.Generator().manual_seed(job.batch)
+            inputs = torch.randn(SETS[job.batch], job.batch, 3, side, side, generator=generator)
+            with torch.no_grad():
+                outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
+            np.savez(folder / job.truth, inputs=inputs.numpy(), outputs=outputs.numpy())
 
 
 # -------------------------------------------------------------------------------------------------------------- build
@@ -197,7 +214,7 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
 
     target = "tensorrt-8.6" if _tensorrt_version().startswith(("8.", "9.")) else "tensorrt"
     start = time.perf_counter()
-    model: Any = folder / job.model
+    model: Any = folder / job.exported
     if job.optimized:
         model = swinopt.optimize(model, target=target, verify=False)
     optimized = time.perf_counter()
@@ -206,7 +223,7 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
     except swinopt.SwinoptError as error:
         return {"error": " ".join(str(error).split())[:400]}
     built = time.perf_counter()
-    truth = np.load(folder / f"truth-{job.batch}.npz")
+    truth = np.load(folder / job.truth)
     with engine:
         (name,) = engine.outputs
         (image,) = engine.inputs

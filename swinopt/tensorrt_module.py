@@ -164,8 +164,8 @@ def register_what_there_is(trt: Any) -> None:
 
 def _without_plugin(trt: Any, needed: Iterable[str]) -> list[str]:
     registry = trt.get_plugin_registry()
-    # Lists, since TensorRT 8.6 logs an error where it is asked for a plugin that is not there. Its list knows nothing of
-    # IPluginV3, and newer versions have that one for old plugins alone, if at all.
+    # Lists, since TensorRT 8.6 logs an error where it is asked for a plugin that is not there. Its own list knows
+    # nothing of IPluginV3; where newer versions have it, it is for old plugins alone.
     there = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
     known = {tuple(getattr(c, key, None) for key in ("name", "plugin_version", "plugin_namespace")) for c in there}
     return [name for name in needed if (name, str(ops.VERSION), ops.DOMAIN) not in known]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +92,40 @@ def test_add_layer_norm_of_a_large_mean() -> None:
 @pytest.mark.parametrize("shape", truth.PATCHES, ids=str)
 def test_patch_merging(shape: Sequence[int], dtype: torch.dtype, misaligned: bool) -> None:
     assert truth.patch_merging_error(shape, dtype, misaligned=misaligned) < truth.TOLERANCES[dtype]
+
+
+#: One launch of each template and of each way through it, small enough for a tool that slows everything down.
+SHORT_SWEEP = """
+import torch
+from tests.cuda_plugins import truth
+for dtype in truth.TOLERANCES:
+    for size, window, shift in (truth.MAPS[2], truth.MAPS[5], truth.MAPS[7], truth.MAPS[15]):
+        for heads, cosine, misaligned in ((2, False, False), (3, True, False), (1, False, True)):
+            error = truth.window_attention_error(
+                size, window, shift, 32, heads, dtype, batch=2, cosine=cosine, misaligned=misaligned
+            )
+            assert error < truth.TOLERANCES[dtype], (size, window, dtype, heads, error)
+    assert truth.window_attention_error((9, 9), (7, 7), (3, 3), 128, 1, dtype) < truth.TOLERANCES[dtype]
+    assert truth.add_layer_norm_error((5, 96), dtype) < truth.TOLERANCES[dtype]
+    assert truth.patch_merging_error((2, 5, 6, 32), dtype) < truth.TOLERANCES[dtype]
+torch.cuda.synchronize()
+print("swept")
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
+    # PyTorch's pool of memory would make one allocation of all tensors, and hide what lies between them.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SHORT_SWEEP],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0 and "swept" in done.stdout, (done.stdout + done.stderr)[-4000:]
