@@ -10,6 +10,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "approximate.cuh"
+
 namespace swinopt {
 
 // Two numbers of 16 bits in one register, the lower one first.
@@ -126,41 +128,10 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// 16 bytes that are read once: they need no place in the L1 cache.
-__device__ __forceinline__ uint4 load_once(void const* from) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
-    return v;
-}
-
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
 __device__ __forceinline__ void store_16_bytes(void* to, unsigned x, unsigned y, unsigned z, unsigned w) {
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
-}
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-// 2^x with an error of two units in the last place, and 0 for -infinity.
-__device__ __forceinline__ float exp2_approximately(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
-
-__device__ __forceinline__ float reciprocal_approximately(float x) {
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
-
-// 1 / max(|x|, 1e-12) from the sum of x's squares.
-__device__ __forceinline__ float reciprocal_norm(float squares) {
-    float result;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(fmaxf(squares, 1e-24f)));
-    return result;
 }
 
 // The sum or maximum over the four threads that hold a row of C.

@@ -9,6 +9,8 @@ from swinopt.cuda_plugins.launch import CUDA_TYPES, ITEM_SIZES, Device, Tensor, 
 
 #: The oldest GPU that the kernels are compiled for: Turing.
 MIN_CAPABILITY = 75
+#: Of an axis: kernels count with ints.
+MAX_SIZE = 2**31 - 1
 
 
 def require_tensors(op_type: str, tensors: Mapping[str, Tensor], device: Device) -> None:
@@ -16,7 +18,7 @@ def require_tensors(op_type: str, tensors: Mapping[str, Tensor], device: Device)
 
     Raises:
         Unsupported: the GPU is too old, the tensors are of several dtypes or of one without kernels, one of them is
-            empty or not aligned to its elements.
+            empty, has an axis that no int can count, or is not aligned to its elements.
     """
     if device.capability < MIN_CAPABILITY:
         raise Unsupported(
@@ -30,6 +32,10 @@ def require_tensors(op_type: str, tensors: Mapping[str, Tensor], device: Device)
     for name, tensor in tensors.items():
         if math.prod(tensor.shape) == 0:
             raise Unsupported(f"{op_type}: {name} {list(tensor.shape)} is empty, and there is nothing to launch for it")
+        if max(tensor.shape, default=1) > MAX_SIZE:
+            raise Unsupported(
+                f"{op_type}: {name} {list(tensor.shape)} is too large; an axis may have up to {MAX_SIZE} elements"
+            )
         if tensor.pointer % ITEM_SIZES[tensor.dtype]:
             raise Unsupported(f"{op_type}: {name} at {tensor.pointer:#x} is not aligned to its {tensor.dtype} elements")
 

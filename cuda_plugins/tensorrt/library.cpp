@@ -84,6 +84,8 @@ Registration registration;
 
 template <class Params, class Launch>
 int launch_on_current_device(Params const* params, int dtype, void* stream, Launch launch) {
+    if (dtype < static_cast<int>(DType::kFloat32) || dtype > static_cast<int>(DType::kBFloat16))
+        return cudaErrorInvalidValue;
     Device device;
     cudaError_t const status = current_device(device);
     if (status != cudaSuccess) return status;

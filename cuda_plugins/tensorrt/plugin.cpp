@@ -182,6 +182,24 @@ bool check(State const& state, std::vector<Described> const& inputs) {
     return false;
 }
 
+bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, int count) {
+    state.settle(count);
+    bool batch_is_open = false;
+    std::vector<Described> known, least, most;
+    for (int i = 0; i < count; ++i) {
+        nvinfer1::PluginTensorDesc const& desc = inputs[i].desc;
+        for (int axis = 0; axis < desc.dims.nbDims; ++axis) {
+            if (desc.dims.d[axis] >= 0) continue;
+            if (axis > 0) return true;
+            batch_is_open = true;
+        }
+        known.push_back({desc.dims, desc.type});
+        least.push_back({inputs[i].min, desc.type});
+        most.push_back({inputs[i].max, desc.type});
+    }
+    return batch_is_open ? check(state, least) && check(state, most) : check(state, known);
+}
+
 int enqueue(State const& state, nvinfer1::PluginTensorDesc const* input_descs,
     nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs, void* const* outputs,
     cudaStream_t stream) {

@@ -57,7 +57,7 @@ std::optional<nvinfer1::DimsExprs> output_shape(
 // float16 or, where this TensorRT and the GPU have it, bfloat16.
 bool supports(nvinfer1::PluginTensorDesc const& tensor, nvinfer1::DataType first);
 
-// Which dimensions of a tensor to look at: all of `desc.dims`, or an end of its range in the profile.
+// What check() has to know of a tensor.
 struct Described {
     nvinfer1::Dims dims;
     nvinfer1::DataType type;
@@ -67,6 +67,11 @@ struct Described {
 // when an engine is built for another machine, this is about the newest GPU; with a dimension that is not known yet
 // (-1), the answer is yes.
 bool check(State const& state, std::vector<Described> const& inputs);
+
+// check() of what configurePlugin is told, and settles the state. A batch that is open is checked at both ends of the
+// profile. Where another size is open the answer is yes: TensorRT bounds each size of an intermediate tensor by itself,
+// and taken together, bounds of height and width may be no shape that ever comes. Those that do come are checked then.
+bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, int count);
 
 // For a settled state. Returns 0, or -1 with the reason logged as an error.
 int enqueue(State const& state, nvinfer1::PluginTensorDesc const* input_descs,

@@ -36,16 +36,11 @@ public:
         return supports(tensors[position], tensors[0].type);
     }
 
-    // Cannot fail in this interface: initialize() and enqueue() do, after the reason has been logged here.
+    // Cannot fail in this interface: initialize() and enqueue() do, after the reason has been logged here. Called again
+    // for every shape that comes.
     void configurePlugin(
         DynamicPluginTensorDesc const* in, int32_t count, DynamicPluginTensorDesc const*, int32_t) noexcept override {
-        std::vector<Described> least, most;
-        for (int i = 0; i < count; ++i) {
-            least.push_back({in[i].min, in[i].desc.type});
-            most.push_back({in[i].max, in[i].desc.type});
-        }
-        state_.settle(count);
-        refused_ = !check(state_, least) || !check(state_, most);
+        refused_ = !configure(state_, in, count);
     }
 
     int32_t initialize() noexcept override { return refused_ ? -1 : 0; }

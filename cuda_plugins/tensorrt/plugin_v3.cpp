@@ -54,16 +54,9 @@ public:
         return supports(tensors[position].desc, tensors[0].desc.type);
     }
 
-    // The ends of the profile; what lies between is checked when it comes.
     int32_t configurePlugin(
         DynamicPluginTensorDesc const* in, int32_t count, DynamicPluginTensorDesc const*, int32_t) noexcept override {
-        state_.settle(count);
-        std::vector<Described> least, most;
-        for (int i = 0; i < count; ++i) {
-            least.push_back({in[i].min, in[i].desc.type});
-            most.push_back({in[i].max, in[i].desc.type});
-        }
-        return check(state_, least) && check(state_, most) ? 0 : -1;
+        return configure(state_, in, count) ? 0 : -1;
     }
 
     int32_t onShapeChange(

@@ -1,6 +1,7 @@
 // Where the slots of a shifted window come from, and which of them see each other. No data is touched here.
 #pragma once
 
+#include "../common/approximate.cuh"
 #include "params.h"
 
 namespace swinopt {
@@ -21,9 +22,8 @@ __device__ __forceinline__ int tokens_of_image(WindowAttentionParams const& p) {
 struct Divisor {
     int divisor;
     float reciprocal;
-    __device__ __forceinline__ explicit Divisor(int d) : divisor(d) {
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(static_cast<float>(d)));
-    }
+    __device__ __forceinline__ explicit Divisor(int d)
+        : divisor(d), reciprocal(reciprocal_approximately(static_cast<float>(d))) {}
     __device__ __forceinline__ int quotient(int n) const {
         return __float2int_rz((static_cast<float>(n) + 0.5f) * reciprocal);
     }

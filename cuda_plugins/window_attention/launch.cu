@@ -74,8 +74,9 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
         if (status != cudaSuccess) return status;
     }
-    kernel<<<plan.blocks, plan.threads, plan.shared_bytes, stream>>>(params);
-    return cudaPeekAtLastError();
+    void* arguments[] = {&params};
+    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(plan.blocks), dim3(plan.threads), arguments,
+                            plan.shared_bytes, stream);
 }
 
 }  // namespace swinopt

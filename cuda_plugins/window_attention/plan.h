@@ -19,6 +19,9 @@ struct WindowAttentionPlan {
 
 constexpr int kLargestWindow = 1024, kLargestHead = 128, kLargestSmallWindow = 64, kSmallHead = 32;
 constexpr int kReserved = 1024;  // bytes of shared memory that CUDA takes for each block
+// Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of it
+// times log2(e), or divided by a small scale, is finite.
+constexpr float kLowestMaskValue = -1e30f;
 
 inline long long window_attention_windows(WindowAttentionParams const& p) {
     long long windows = p.batch;
@@ -70,6 +73,7 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
         p.roll[axis] = p.roll_first ? p.shift[axis] % p.size[axis] : p.shift[axis];
     }
     p.roll_first = p.roll_first != 0;  // kernels count on 0 or 1
+    if (p.mask_value < kLowestMaskValue) p.mask_value = kLowestMaskValue;
     p.windows_per_block = p.row_groups = p.heads_per_block = 1;
     p.inverse_scale = p.logit_scale || p.scale == 0 ? 1 : 1 / p.scale;
 

@@ -22,6 +22,9 @@ _TOO_MANY_TOKENS, _TOO_MANY = 1 << 27, 1 << 31
 _RESERVED = 1024
 #: Below it (or negative) the small kernel cannot divide the bias by it.
 _SMALLEST_SCALE = float(ctypes.c_float(1e-6).value)
+#: Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of it
+#: times log2(e), or divided by a small scale, is finite.
+_LOWEST_MASK_VALUE = -1e30
 
 
 class WindowAttentionParams(ctypes.Structure):
@@ -99,7 +102,7 @@ def plan(
         head_dim=channels // 3 // heads,
         roll_first=bool(attributes.get("roll_first", 0)),
         scale=float(attributes["scale"]),
-        mask_value=float(attributes.get("mask_value", -100.0)),
+        mask_value=max(float(attributes.get("mask_value", -100.0)), _LOWEST_MASK_VALUE),
     )
     aligned = are_aligned([qkv, tensors.get("pad_qkv"), tensors["output"]], 16)
     name, arguments, blocks, threads, shared = _cut(p, qkv.dtype, cosine=cosine, aligned=aligned, device=device)

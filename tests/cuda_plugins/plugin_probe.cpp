@@ -196,13 +196,22 @@ bool supports(Plugin* plugin, int position, std::vector<PluginTensorDesc> const&
 #endif
 }
 
-bool configures(Plugin* plugin, std::vector<std::vector<int>> const& shapes) {
+// What the profile says of the first input; nothing for a shape that is known.
+struct Profile {
+    std::vector<int> least, most;
+};
+
+bool configures(Plugin* plugin, std::vector<std::vector<int>> const& shapes, Profile const& profile = {}) {
     std::vector<DynamicPluginTensorDesc> in;
     for (std::vector<int> const& shape : shapes) {
         DynamicPluginTensorDesc dynamic{};
         dynamic.desc = tensor(DataType::kHALF, shape);
         dynamic.min = dynamic.max = dynamic.desc.dims;
         in.push_back(dynamic);
+    }
+    if (!profile.least.empty()) {
+        in[0].min = tensor(DataType::kHALF, profile.least).dims;
+        in[0].max = tensor(DataType::kHALF, profile.most).dims;
     }
     DynamicPluginTensorDesc const out{};
 #if IS_V2
@@ -245,12 +254,21 @@ void ask_about_formats(Plugin* plugin) {
 void ask_about_shapes(Concrete* creator) {
     Attributes padded;
     padded.present = {1, 1, 0, 1};
-    auto const fits = [&](char const* name, Attributes const& a, std::vector<std::vector<int>> const& shapes) {
-        tell(name, yes(configures(create(creator, a), shapes)));
+    auto const fits = [&](char const* name, Attributes const& a, std::vector<std::vector<int>> const& shapes,
+                          Profile const& profile = {}) {
+        tell(name, yes(configures(create(creator, a), shapes, profile)));
     };
     Attributes const plain;
     fits("fits", plain, {{2, 14, 14, 384}, {4, 49, 49}});
     fits("fits unknown sizes", plain, {{-1, -1, -1, 384}, {4, 49, 49}});
+    fits("fits sizes whose bounds are no shape", plain, {{-1, -1, -1, 384}, {4, 49, 49}},
+         {{1, 7, 8, 384}, {8, 28, 30, 384}});
+    fits("fits one of these sizes", plain, {{2, 14, 15, 384}, {4, 49, 49}}, {{1, 7, 7, 384}, {8, 28, 28, 384}});
+    fits("fits an open batch", plain, {{-1, 14, 14, 384}, {4, 49, 49}}, {{1, 14, 14, 384}, {8, 14, 14, 384}});
+    fits("fits an open batch from none on", plain, {{-1, 14, 14, 384}, {4, 49, 49}},
+         {{0, 14, 14, 384}, {8, 14, 14, 384}});
+    fits("fits an open batch without end", plain, {{-1, 14, 14, 384}, {4, 49, 49}},
+         {{1, 14, 14, 384}, {1 << 28, 14, 14, 384}});
     fits("fits another bias", plain, {{2, 14, 14, 384}, {4, 49, 48}});
     fits("fits channels that do not split", plain, {{2, 14, 14, 385}, {4, 49, 49}});
     fits("fits three axes", plain, {{2, 14, 384}, {4, 49, 49}});

@@ -5,6 +5,7 @@ Set ``TENSORRT_ROOT`` to the headers to compile it with. The kernels are held ag
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -112,6 +113,11 @@ def test_the_library_registers_where_interfaces_are_the_same_and_nowhere_else(
         ("converts", "no", ""),
         ("fits", "yes", ""),
         ("fits unknown sizes", "yes", ""),
+        ("fits sizes whose bounds are no shape", "yes", ""),
+        ("fits one of these sizes", "no", "pad_qkv is needed (asked for: float16 qkv [2, 14, 15, 384])"),
+        ("fits an open batch", "yes", ""),
+        ("fits an open batch from none on", "no", "an empty feature map"),
+        ("fits an open batch without end", "no", "the feature map is too large"),
         ("fits another bias", "no", "relative_position_bias is [4, 49, 48] and should be [4, 49, 49]"),
         ("fits channels that do not split", "no", "does not split into q, k and v of 4 heads"),
         ("fits three axes", "no", "qkv has 3 axes and should have 4"),
@@ -136,6 +142,14 @@ def test_a_plugin_takes_what_it_can_compute_and_says_why_not(
     value, logged = facts[fact]
     assert value == expected
     assert reason in logged
+
+
+@pytest.mark.parametrize("function", ["window_attention", "patch_merging", "add_layer_norm"])
+@pytest.mark.parametrize("dtype", [-1, 3])
+def test_a_c_program_that_names_no_dtype_gets_an_error(library: Path, function: str, dtype: int) -> None:
+    params = ctypes.create_string_buffer(256)
+    launch = getattr(ctypes.CDLL(str(library)), f"swinopt_{function}")
+    assert launch(params, dtype, None) == 1  # cudaErrorInvalidValue
 
 
 # -------------------------------------------------------------------------------------------------------- TensorRT-RTX

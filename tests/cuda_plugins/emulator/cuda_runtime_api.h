@@ -1,0 +1,219 @@
+// Runs CUDA kernels on a CPU, a thread as a fiber, so that they can be tested where there is no GPU. Slow, and exact about
+// what a GPU leaves open: copies that nobody waits for never arrive, or arrive at once, as the test likes; threads of a
+// warp that do not all reach a shuffle are an error. It knows what the kernels use, and no more of CUDA.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct int2 { int x, y; };
+struct __attribute__((aligned(8))) float2 { float x, y; };
+struct __attribute__((aligned(16))) float4 { float x, y, z, w; };
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+using std::max;
+using std::min;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMisalignedAddress = 716 };
+using cudaStream_t = void*;
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
+       cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int*) { return cudaErrorInvalidValue; }
+inline cudaError_t cudaDeviceGetAttribute(int*, int, int) { return cudaErrorInvalidValue; }
+
+namespace emulation {
+
+constexpr std::size_t kSharedBytes = 256 << 10, kStackBytes = 256 << 10;
+constexpr int kLanes = 32;
+
+struct Index { int x = 0; };
+
+struct Barrier {
+    int arrived = 0, round = 0;
+};
+
+struct Copy {
+    void* to;
+    unsigned char bytes[16];
+};
+
+struct Warp {
+    Barrier barrier;
+    std::uint64_t slots[kLanes][4];  // what the lanes show one another
+};
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    int id = 0;
+    bool done = false;
+    std::deque<std::vector<Copy>> groups{{}};  // of copies under way, the open one last
+};
+
+struct Block {
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    Barrier barrier;
+    ucontext_t scheduler;
+    std::function<void()> body;
+    int current = 0, progress = 0;
+    unsigned char* shared = nullptr;
+    std::size_t shared_bytes = 0;
+};
+
+inline Block* block = nullptr;
+inline Index block_index, block_size;
+inline bool copies_are_lazy = false;
+
+inline Thread& thread() { return block->threads[static_cast<std::size_t>(block->current)]; }
+inline Warp& warp() { return block->warps[static_cast<std::size_t>(block->current / kLanes)]; }
+inline int lane() { return block->current % kLanes; }
+inline Index thread_index() { return {thread().id}; }
+
+[[noreturn]] inline void fail(char const* why) {
+    std::fprintf(stderr, "emulation: %s (block %d, thread %d)\n", why, block_index.x, block ? block->current : -1);
+    std::abort();
+}
+
+inline void yield() { swapcontext(&thread().context, &block->scheduler); }
+
+inline void wait(Barrier& barrier, int expected) {
+    int const round = barrier.round;
+    ++block->progress;
+    if (++barrier.arrived == expected) {
+        barrier.arrived = 0;
+        ++barrier.round;
+        return;
+    }
+    while (barrier.round == round) yield();
+    ++block->progress;
+}
+
+// Shows `mine` to the warp and gives what every lane showed to `read`.
+template <class Value, class Read>
+auto exchange(Value const& mine, Read read) {
+    static_assert(sizeof(Value) <= sizeof(Warp::slots[0]));
+    Warp& all = warp();
+    std::memcpy(all.slots[lane()], &mine, sizeof(Value));
+    wait(all.barrier, kLanes);
+    auto const of = [&](int other) {
+        Value value;
+        std::memcpy(&value, all.slots[other & 31], sizeof(Value));
+        return value;
+    };
+    auto const result = read(of);
+    wait(all.barrier, kLanes);
+    return result;
+}
+
+inline void enter() {
+    block->body();
+    thread().done = true;
+    ++block->progress;
+    yield();
+}
+
+inline void check_shared(void const* pointer, std::size_t bytes) {
+    auto const* p = static_cast<unsigned char const*>(pointer);
+    if (p >= block->shared && p < block->shared + kSharedBytes && p + bytes > block->shared + block->shared_bytes)
+        fail("shared memory beyond what the block asked for");
+}
+
+extern unsigned char* shared_memory();
+
+template <class Params>
+void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, Params params) {
+    if (threads % kLanes || static_cast<std::size_t>(shared_bytes) > kSharedBytes) fail("such a block does not exist");
+    block_size.x = threads;
+    Block own;
+    block = &own;
+    own.shared = shared_memory();
+    own.shared_bytes = static_cast<std::size_t>(shared_bytes);
+    own.threads.resize(static_cast<std::size_t>(threads));
+    own.warps.resize(static_cast<std::size_t>(threads / kLanes));
+    own.body = [&] { kernel(params); };
+    for (Thread& t : own.threads) t.stack = std::make_unique<char[]>(kStackBytes);
+    for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
+        // NaN in every type: what is read before it is written shows, and what lies behind the block's part stays NaN.
+        std::memset(own.shared, 0xff, kSharedBytes);
+        own.barrier = {};
+        for (Warp& w : own.warps) w.barrier = {};
+        int left = threads;
+        for (int i = 0; i < threads; ++i) {
+            Thread& t = own.threads[static_cast<std::size_t>(i)];
+            t.id = i, t.done = false, t.groups = {{}};
+            getcontext(&t.context);
+            t.context.uc_stack.ss_sp = t.stack.get();
+            t.context.uc_stack.ss_size = kStackBytes;
+            t.context.uc_link = nullptr;
+            makecontext(&t.context, enter, 0);
+        }
+        while (left) {
+            int const before = own.progress;
+            left = 0;
+            for (own.current = 0; own.current < threads; ++own.current) {
+                if (own.threads[static_cast<std::size_t>(own.current)].done) continue;
+                swapcontext(&own.scheduler, &thread().context);
+                left += !thread().done;
+            }
+            if (left && own.progress == before) fail("threads wait for others that never come");
+        }
+        for (std::size_t i = own.shared_bytes; i < kSharedBytes; ++i)
+            if (own.shared[i] != 0xff) fail("written beyond the shared memory that the block asked for");
+    }
+    block = nullptr;
+}
+
+}  // namespace emulation
+
+#define threadIdx (emulation::thread_index())
+#define blockIdx (emulation::block_index)
+#define blockDim (emulation::block_size)
+
+inline void __syncthreads() { emulation::wait(emulation::block->barrier, emulation::block_size.x); }
+inline void __syncwarp() { emulation::wait(emulation::warp().barrier, emulation::kLanes); }
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+    return emulation::exchange(value, [&](auto of) { return of(from); });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return emulation::exchange(value, [&](auto of) { return of(emulation::lane() ^ distance); });
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+    return emulation::exchange(predicate, [](auto of) {
+        unsigned bits = 0;
+        for (int i = 0; i < emulation::kLanes; ++i) bits |= static_cast<unsigned>(of(i) != 0) << i;
+        return bits;
+    });
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __float2int_rz(float x) { return static_cast<int>(x); }
+inline float __int_as_float(int bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
