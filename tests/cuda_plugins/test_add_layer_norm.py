@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no beta": ({"beta": None}, "needs a, b, gamma and beta"),
     "a negative epsilon": ({"epsilon": -1e-5}, "epsilon -1e-05"),
     "an epsilon that is no number": ({"epsilon": float("nan")}, "epsilon nan"),
-    "too many rows": ({"shape": (2**31, 1)}, "2147483648 rows of 1 channels are too many"),
+    "too many rows": ({"shape": (2**16, 2**15, 1)}, "2147483648 rows of 1 channels are too many"),
     "too many channels": ({"shape": (1, 2**30 + 1)}, "1 rows of 1073741825 channels are too many"),
 }
 

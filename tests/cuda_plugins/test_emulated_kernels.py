@@ -1,4 +1,4 @@
-"""Window attention's kernels, run on the CPU by emulating what they use of CUDA, against float64.
+"""The kernels, run on the CPU by emulating what they use of CUDA, against float64.
 
 Slow, so sizes are small and devices have few multiprocessors: that gives blocks several windows each. What only a GPU
 can show is in test_gpu_kernels.py.
@@ -12,8 +12,10 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,47 +25,98 @@ from swinopt import cuda_plugins  # noqa: E402 - only where torch is
 from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402
 from tests.cuda_plugins import truth  # noqa: E402
 
-Attend = Callable[..., int]
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 HOPPER, TURING = Device(90, 132, 232448), Device(75, 40, 65536)
+#: One file an op, since each launcher has an anonymous namespace of its own.
 DRIVER = """
+#include "cuda_runtime_api.h"
+#include "{op}/launch.cu"
+extern "C" int {op}(swinopt::{params} const* params, int dtype, int capability, int multiprocessors, int shared_bytes,
+                    int lazy) {{
+    emulation::copies_are_lazy = lazy;
+    emulation::caller = emulation::call<swinopt::{params}>;
+    swinopt::Device const device{{capability, multiprocessors, shared_bytes}};
+    return swinopt::{op}(*params, static_cast<swinopt::DType>(dtype), device, nullptr);
+}}
+"""
+SHARED_MEMORY = """
 #include "cuda_runtime_api.h"
 namespace swinopt { __align__(16) unsigned char shared[emulation::kSharedBytes]; }
 unsigned char* emulation::shared_memory() { return swinopt::shared; }
-%s
-extern "C" int attend(swinopt::WindowAttentionParams const* params, int dtype, int capability, int multiprocessors,
-                      int shared_bytes, int lazy) {
-    emulation::copies_are_lazy = lazy;
-    swinopt::Device const device{capability, multiprocessors, shared_bytes};
-    return swinopt::window_attention(*params, static_cast<swinopt::DType>(dtype), device, nullptr);
-}
 """
 
 
 @pytest.fixture(scope="module")
-def attend(tmp_path_factory: pytest.TempPathFactory) -> Attend:
-    """The launcher as it is, but for the syntax of the launch and the instructions that only GPUs have."""
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The launchers and kernels as they are, but for the instructions that only GPUs have."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on the PATH (clang++ has no _Float16 in every version)")
     folder = tmp_path_factory.mktemp("emulated")
-    for name in ("common", "window_attention"):
+    for name in ("common", *cuda_plugins.FOLDERS.values()):
         shutil.copytree(cuda_plugins.SOURCES / name, folder / name)
     shutil.copytree(Path(__file__).parent / "emulator", folder, dirs_exist_ok=True)
-    launcher = (folder / "window_attention" / "launch.cu").read_text(encoding="utf-8")
-    launch = re.compile(r"(\w+)<<<(.+?), (.+?), (.+?), .+?>>>\((\w+)\)")
-    driver, count = launch.subn(r"emulation::launch(\1, \2, \3, \4, \5)", launcher)
-    assert count == 1
-    (folder / "window_attention" / "driver.cpp").write_text(DRIVER % driver, encoding="utf-8")
+    for source in folder.glob("*/*.cuh"):
+        # Shared memory of a fixed size: one block runs at a time.
+        text = source.read_text(encoding="utf-8")
+        source.write_text(re.sub(r"(?<!extern )\b__shared__", "static", text), encoding="utf-8")
+    (folder / "shared.cpp").write_text(SHARED_MEMORY, encoding="utf-8")
+    for op_type, op in cuda_plugins.FOLDERS.items():
+        (folder / f"{op}.cpp").write_text(DRIVER.format(op=op, params=f"{op_type}Params"), encoding="utf-8")
     library = folder / "emulated.so"
-    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-w", f"-I{folder}", "-o", str(library)]
-    done = subprocess.run([*command, str(folder / "window_attention" / "driver.cpp")], capture_output=True, text=True)
+    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{folder}", "-o", str(library)]
+    done = subprocess.run([*command, *map(str, folder.glob("*.cpp"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return ctypes.CDLL(str(library)).attend
+    return ctypes.CDLL(str(library))
+
+
+def numbers(*shape: int, dtype: torch.dtype, factor: float = 1.0, misaligned: bool = False) -> torch.Tensor:
+    """Normal numbers, aligned to 16 bytes or to an element alone."""
+    start = 1 if misaligned else 0
+    memory = torch.empty(math.prod(shape) + start, dtype=dtype)
+    random = torch.Generator().manual_seed(sum(shape))
+    return memory[start:].reshape(shape).copy_(factor * torch.randn(shape, generator=random))
+
+
+class Poisoned:
+    """An output full of NaN, with NaN before and behind it."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype, misaligned: bool = False) -> None:
+        before, count = 17 if misaligned else 16, math.prod(shape)
+        self._all = torch.full((count + 64,), math.nan, dtype=dtype)
+        self.tensor = self._all[before : before + count].view(shape)
+
+    def check(self) -> None:
+        """All of it was written, and nothing beside it."""
+        assert not self.tensor.isnan().any()
+        assert int(self._all.isnan().sum()) == 64
+
+
+def run(
+    emulated: ctypes.CDLL,
+    op_type: str,
+    inputs: Sequence[torch.Tensor | None],
+    outputs: Sequence[Poisoned],
+    attributes: dict[str, Any],
+    *,
+    device: Device = HOPPER,
+    lazy: bool = True,
+) -> None:
+    described = [
+        None if t is None else Tensor(tuple(t.shape), str(t.dtype).removeprefix("torch."), t.data_ptr())
+        for t in (*inputs, *(output.tensor for output in outputs))
+    ]
+    launch = cuda_plugins.plan(op_type, described[: len(inputs)], described[len(inputs) :], attributes, device)
+    sizes = (device.capability, device.multiprocessors, device.shared_bytes)
+    dtype = TYPES[outputs[0].tensor.dtype]
+    status = getattr(emulated, cuda_plugins.FOLDERS[op_type])(ctypes.byref(launch.parameters), dtype, *sizes, int(lazy))
+    assert status == 0
+    for output in outputs:
+        output.check()
 
 
 def error_of(
-    attend: Attend,
+    emulated: ctypes.CDLL,
     size: tuple[int, ...],
     window: tuple[int, ...],
     shift: tuple[int, ...],
@@ -79,20 +132,16 @@ def error_of(
     lazy: bool = True,
     misaligned: bool = False,
 ) -> float:
-    random = torch.Generator().manual_seed(sum(size) + heads)
-
-    def numbers(*shape: int, factor: float = 1.0) -> torch.Tensor:
-        memory = torch.empty(math.prod(shape) + 9, dtype=dtype)
-        skipped = 1 if misaligned else 0
-        tensor = memory[skipped : skipped + math.prod(shape)].reshape(shape)
-        return tensor.copy_(factor * torch.randn(shape, generator=random))
-
+    """The error of window attention on random inputs."""
+    make = partial(numbers, dtype=dtype, misaligned=misaligned)
     n, channels = math.prod(window), heads * head_dim
-    qkv, bias = numbers(batch, *size, 3 * channels, factor=1.5), numbers(heads, n, n)
-    logit_scale = numbers(heads).abs_().mul_(5).add_(5) if cosine else None
-    pad_qkv = numbers(3 * channels) if any(s % w for s, w in zip(size, window, strict=True)) else None
-    guarded = torch.full((batch * math.prod(size) * channels + 65,), math.nan, dtype=dtype)
-    output = guarded[1 if misaligned else 0 :][: batch * math.prod(size) * channels].view(batch, *size, channels)
+    padded = any(s % w for s, w in zip(size, window, strict=True))
+    inputs = [
+        make(batch, *size, 3 * channels, factor=1.5),
+        make(heads, n, n),
+        make(heads).abs_().mul_(5).add_(5) if cosine else None,
+        make(3 * channels) if padded else None,
+    ]
     attributes = {
         "window_size": window,
         "shift_size": shift,
@@ -101,22 +150,9 @@ def error_of(
         "mask_value": -100.0,
         "roll_first": int(roll_first),
     }
-    described = [
-        None if t is None else Tensor(tuple(t.shape), str(t.dtype).removeprefix("torch."), t.data_ptr())
-        for t in (qkv, bias, logit_scale, pad_qkv, output)
-    ]
-    launch = cuda_plugins.plan("WindowAttention", described[:4], described[4:], attributes, device)
-    status = attend(
-        ctypes.byref(launch.parameters),
-        TYPES[dtype],
-        device.capability,
-        device.multiprocessors,
-        device.shared_bytes,
-        int(lazy),
-    )
-    assert status == 0
-    assert int(guarded.isnan().sum()) == 65  # all of the output was written, and nothing beside it
-    return truth.relative_error(output, truth.window_attention(qkv, bias, logit_scale, pad_qkv, **attributes))
+    output = Poisoned(batch, *size, channels, dtype=dtype, misaligned=misaligned)
+    run(emulated, "WindowAttention", inputs, [output], attributes, device=device, lazy=lazy)
+    return truth.relative_error(output.tensor, truth.window_attention(*inputs, **attributes))
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])
@@ -128,22 +164,29 @@ def error_of(
     ids=str,
 )
 def test_small_windows(
-    attend: Attend, window: tuple[int, int], size: tuple[int, int], cosine: bool, multiprocessors: int, lazy: bool
+    emulated: ctypes.CDLL,
+    window: tuple[int, int],
+    size: tuple[int, int],
+    cosine: bool,
+    multiprocessors: int,
+    lazy: bool,
 ) -> None:
     """One multiprocessor gives every block several windows in a row, many give several blocks a window."""
     device = Device(90, multiprocessors, HOPPER.shared_bytes)
     shift = tuple(w // 2 for w in window)
     error = error_of(
-        attend, size, window, shift, 32, 2, torch.float16, cosine=cosine, device=device, lazy=lazy, roll_first=cosine
+        emulated, size, window, shift, 32, 2, torch.float16, cosine=cosine, device=device, lazy=lazy, roll_first=cosine
     )
     assert error < truth.TOLERANCES[torch.float16]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", [1, 3, 4, 5])
-def test_heads_side_by_side(attend: Attend, heads: int, dtype: torch.dtype) -> None:
+def test_heads_side_by_side(emulated: ctypes.CDLL, heads: int, dtype: torch.dtype) -> None:
     device = Device(90, 1, HOPPER.shared_bytes)
-    assert error_of(attend, (7, 14), (7, 7), (3, 3), 32, heads, dtype, batch=3, device=device) < truth.TOLERANCES[dtype]
+    assert (
+        error_of(emulated, (7, 14), (7, 7), (3, 3), 32, heads, dtype, batch=3, device=device) < truth.TOLERANCES[dtype]
+    )
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])
@@ -160,35 +203,63 @@ def test_heads_side_by_side(attend: Attend, heads: int, dtype: torch.dtype) -> N
     ids=str,
 )
 def test_tiles(
-    attend: Attend, window: tuple[int, int], size: tuple[int, int], head_dim: int, cosine: bool, lazy: bool
+    emulated: ctypes.CDLL, window: tuple[int, int], size: tuple[int, int], head_dim: int, cosine: bool, lazy: bool
 ) -> None:
     shift = (window[0] // 2, 0)
-    error = error_of(attend, size, window, shift, head_dim, 1, torch.float16, cosine=cosine, lazy=lazy)
+    error = error_of(emulated, size, window, shift, head_dim, 1, torch.float16, cosine=cosine, lazy=lazy)
     assert error < truth.TOLERANCES[torch.float16]
 
 
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(("window", "size"), [((7, 7), (9, 7)), ((2, 4, 4), (3, 4, 8)), ((9,), (20,))], ids=str)
-def test_single_precision(attend: Attend, window: tuple[int, ...], size: tuple[int, ...], cosine: bool) -> None:
+def test_single_precision(emulated: ctypes.CDLL, window: tuple[int, ...], size: tuple[int, ...], cosine: bool) -> None:
     shift = tuple(w // 2 for w in window)
-    assert error_of(attend, size, window, shift, 32, 2, torch.float32, cosine=cosine) < truth.TOLERANCES[torch.float32]
+    assert (
+        error_of(emulated, size, window, shift, 32, 2, torch.float32, cosine=cosine) < truth.TOLERANCES[torch.float32]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_three_axes_and_a_small_gpu(attend: Attend, dtype: torch.dtype) -> None:
+def test_three_axes_and_a_small_gpu(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
     for roll_first, device in itertools.product((False, True), (TURING, HOPPER)):
         error = error_of(
-            attend, (3, 5, 4), (2, 4, 4), (1, 2, 2), 32, 2, dtype, roll_first=roll_first, device=device, lazy=False
+            emulated, (3, 5, 4), (2, 4, 4), (1, 2, 2), 32, 2, dtype, roll_first=roll_first, device=device, lazy=False
         )
         assert error < truth.TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0, 3.0])
-def test_any_scale(attend: Attend, scale: float) -> None:
-    assert error_of(attend, (7, 7), (7, 7), (0, 0), 32, 1, torch.float16, scale=scale) < truth.TOLERANCES[torch.float16]
+def test_any_scale(emulated: ctypes.CDLL, scale: float) -> None:
+    assert (
+        error_of(emulated, (7, 7), (7, 7), (0, 0), 32, 1, torch.float16, scale=scale) < truth.TOLERANCES[torch.float16]
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_misaligned_pointers(attend: Attend, dtype: torch.dtype) -> None:
-    error = error_of(attend, (7, 8), (7, 7), (3, 3), 32, 1, dtype, misaligned=True)
+def test_misaligned_pointers(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
+    error = error_of(emulated, (7, 8), (7, 7), (3, 3), 32, 1, dtype, misaligned=True)
     assert error < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 96), (3, 7, 33), (2, 1024), (1, 4104)], ids=str)
+def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
+    make = partial(numbers, dtype=dtype, misaligned=misaligned)
+    inputs = [make(*shape, factor=2.0), make(*shape), make(shape[-1]), make(shape[-1], factor=0.5)]
+    outputs = [Poisoned(*shape, dtype=dtype, misaligned=misaligned) for _ in range(2)]
+    run(emulated, "AddLayerNorm", inputs, outputs, {"epsilon": 1e-5})
+    for output, expected in zip(outputs, truth.add_layer_norm(*inputs, epsilon=1e-5), strict=True):
+        assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 6, 32), (1, 3, 5, 33), (1, 1, 2, 384)], ids=str)
+def test_patch_merging(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
+    batch, height, width, channels = shape
+    make = partial(numbers, dtype=dtype, misaligned=misaligned)
+    inputs = [make(*shape), make(4 * channels), make(4 * channels, factor=0.5)]
+    output = Poisoned(batch, -(-height // 2), -(-width // 2), 4 * channels, dtype=dtype, misaligned=misaligned)
+    run(emulated, "PatchMerging", inputs, [output], {"epsilon": 1e-5})
+    assert truth.relative_error(output.tensor, truth.patch_merging(*inputs, epsilon=1e-5)) < truth.TOLERANCES[dtype]

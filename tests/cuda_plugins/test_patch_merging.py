@@ -113,6 +113,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two dtypes": ({"beta": Tensor((384,), "float32")}, "beta float32"),
     "an empty batch": ({"shape": (0, 4, 4, 8)}, r"x \[0, 4, 4, 8\] is empty"),
     "an empty map": ({"shape": (1, 4, 0, 8)}, r"x \[1, 4, 0, 8\] is empty"),
+    "an axis that no int can count": ({"shape": (1, 2**31, 1, 8)}, r"x \[1, 2147483648, 1, 8\] is too large"),
     "tokens in one axis": ({"shape": (1, 16, 8)}, r"x has shape \[1, 16, 8\], and \[B, H, W, C\]"),
     "another gamma": ({"gamma": Tensor((96,), "float16")}, r"gamma has shape \[96\], and \[384\]"),
     "another beta": ({"beta": Tensor((1, 384), "float16")}, r"beta has shape \[1, 384\], and \[384\]"),

@@ -327,6 +327,15 @@ def test_cpp_makes_a_flag_of_any_number(twin: ctypes.CDLL) -> None:
     assert p.roll_first == 1
 
 
+@pytest.mark.parametrize(("asked", "given"), [(-math.inf, -1e30), (-3.4e38, -1e30), (-1e4, -1e4), (2.0, 2.0)])
+def test_a_mask_of_minus_infinity_becomes_one_that_makes_no_nan(twin: ctypes.CDLL, asked: float, given: float) -> None:
+    p = parameters_of(plan(attributes={"mask_value": asked}))
+    assert p.mask_value == ctypes.c_float(given).value
+    p.mask_value = asked
+    ask(twin.plan, p, "float16", H200)
+    assert p.mask_value == ctypes.c_float(given).value
+
+
 @pytest.mark.parametrize(
     ("changed", "capability", "dtype", "reason"),
     [

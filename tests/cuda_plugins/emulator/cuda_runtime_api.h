@@ -24,11 +24,25 @@
 #define __shared__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct int2 { int x, y; };
-struct __attribute__((aligned(8))) float2 { float x, y; };
-struct __attribute__((aligned(16))) float4 { float x, y, z, w; };
+struct uint2 {
+    unsigned x, y;
+};
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct int2 {
+    int x, y;
+};
+struct __attribute__((aligned(8))) float2 {
+    float x, y;
+};
+struct __attribute__((aligned(16))) float4 {
+    float x, y, z, w;
+};
+struct dim3 {
+    unsigned x;
+    explicit dim3(unsigned size) : x(size) {}
+};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 using std::max;
@@ -40,7 +54,6 @@ enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrComputeCapability
        cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int*) { return cudaErrorInvalidValue; }
 inline cudaError_t cudaDeviceGetAttribute(int*, int, int) { return cudaErrorInvalidValue; }
 
@@ -49,7 +62,9 @@ namespace emulation {
 constexpr std::size_t kSharedBytes = 256 << 10, kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
-struct Index { int x = 0; };
+struct Index {
+    int x = 0;
+};
 
 struct Barrier {
     int arrived = 0, round = 0;
@@ -144,17 +159,25 @@ inline void check_shared(void const* pointer, std::size_t bytes) {
 
 extern unsigned char* shared_memory();
 
+// What calls a kernel with its argument; whoever launches kernels knows the argument's type.
+using Caller = void (*)(void const* kernel, void** arguments);
+inline Caller caller = nullptr;
+
 template <class Params>
-void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, Params params) {
-    if (threads % kLanes || static_cast<std::size_t>(shared_bytes) > kSharedBytes) fail("such a block does not exist");
+void call(void const* kernel, void** arguments) {
+    reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel))(*static_cast<Params*>(arguments[0]));
+}
+
+inline void launch(void const* kernel, int blocks, int threads, std::size_t shared_bytes, void** arguments) {
+    if (threads % kLanes || shared_bytes > kSharedBytes) fail("such a block does not exist");
     block_size.x = threads;
     Block own;
     block = &own;
     own.shared = shared_memory();
-    own.shared_bytes = static_cast<std::size_t>(shared_bytes);
+    own.shared_bytes = shared_bytes;
     own.threads.resize(static_cast<std::size_t>(threads));
     own.warps.resize(static_cast<std::size_t>(threads / kLanes));
-    own.body = [&] { kernel(params); };
+    own.body = [&] { caller(kernel, arguments); };
     for (Thread& t : own.threads) t.stack = std::make_unique<char[]>(kStackBytes);
     for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
         // NaN in every type: what is read before it is written shows, and what lies behind the block's part stays NaN.
@@ -189,6 +212,12 @@ void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, P
 
 }  // namespace emulation
 
+inline cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
+                                    cudaStream_t) {
+    emulation::launch(kernel, static_cast<int>(grid.x), static_cast<int>(block.x), shared_bytes, arguments);
+    return cudaSuccess;
+}
+
 #define threadIdx (emulation::thread_index())
 #define blockIdx (emulation::block_index)
 #define blockDim (emulation::block_size)
@@ -217,3 +246,10 @@ inline float __int_as_float(int bits) {
     std::memcpy(&x, &bits, 4);
     return x;
 }
+template <class T>
+T __ldg(T const* from) {
+    if (reinterpret_cast<std::uintptr_t>(from) % alignof(T) || (sizeof(T) == 16 && reinterpret_cast<std::uintptr_t>(from) % 16))
+        emulation::fail("a load that is not aligned");
+    return *from;
+}
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }

@@ -1,39 +1,9 @@
 // The CPU's stand-in for cuda_plugins/common/mma.cuh: the same functions, by the definitions of the PTX ISA.
 #pragma once
 
-#include "../cuda_runtime_api.h"
+#include "../cuda_bf16.h"
+#include "../cuda_fp16.h"
 #include "approximate.cuh"
-
-// A number of 16 bits: IEEE's half, or the upper half of a float.
-template <bool kIsBFloat>
-struct Half {
-    std::uint16_t bits;
-    Half() = default;
-    explicit Half(float x) {
-        if constexpr (kIsBFloat) {
-            std::uint32_t whole;
-            std::memcpy(&whole, &x, 4);
-            bits = x != x ? 0x7fff : static_cast<std::uint16_t>((whole + 0x7fff + (whole >> 16 & 1)) >> 16);
-        } else {
-            _Float16 const half = static_cast<_Float16>(x);
-            std::memcpy(&bits, &half, 2);
-        }
-    }
-    explicit operator float() const {
-        if constexpr (kIsBFloat) {
-            std::uint32_t const whole = static_cast<std::uint32_t>(bits) << 16;
-            float x;
-            std::memcpy(&x, &whole, 4);
-            return x;
-        } else {
-            _Float16 half;
-            std::memcpy(&half, &bits, 2);
-            return static_cast<float>(half);
-        }
-    }
-};
-using __half = Half<false>;
-using __nv_bfloat16 = Half<true>;
 
 namespace swinopt {
 
