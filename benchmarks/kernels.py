@@ -65,7 +65,9 @@ def main() -> int:
     result["missed"] = missed
     print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        draft = arguments.json.with_suffix(".draft")
+        draft.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        draft.replace(arguments.json)
     return 1 if missed else 0
 
 

@@ -57,15 +57,16 @@ def main() -> int:
 
 def missed_bars(found: dict[str, Any]) -> list[str]:
     missed = []
-    for name, row in found["engines"].items():
-        if not row["optimized"]:
+    for job in engines.JOBS:
+        row = found["engines"].get(job.name)
+        bar = FP32_BAR if job.precision == "fp32" else FP16_BAR
+        if not job.optimized:
             continue
-        bar = FP32_BAR if row["precision"] == "fp32" else FP16_BAR
-        if "error" in row:
-            missed.append(f"{name}: {row['error']}")
-        elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != engines.MODELS[row["model"]][2]:
+        if row is None or "error" in row:
+            missed.append(f"{job.name}: {row['error'] if row else 'not built'}")
+        elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != engines.MODELS[job.model][2]:
             missed.append(
-                f"{name}: max abs diff {row['max_abs_diff']:.1e} (bar {bar:.0e}), {row['nan']} NaN, "
+                f"{job.name}: max abs diff {row['max_abs_diff']:.1e} (bar {bar:.0e}), {row['nan']} NaN, "
                 f"{row['plugin_layers']} plugin layers"
             )
     for name, bar in RATIO_BARS.items():

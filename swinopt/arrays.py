@@ -50,15 +50,27 @@ def library_of(array: Any) -> Any:
 
 def handed_out(array: Any, library: Any) -> Any:
     """An array as one of the given library, without a copy; as it is, if that library takes none."""
-    if library is np and isinstance(array, np.ndarray):
+    if library_of(array) is library:
         return array
     convert = getattr(library, "from_dlpack", None)
     return convert(array) if convert else array
 
 
-def empty(dtype: str, shape: Shape) -> Any:
-    """An array on the host."""
+def empty(dtype: str, shape: Shape, like: Any) -> Any:
+    """An array on the host, of NumPy; if ``like`` is a tensor of torch, such a tensor, and where that lies.
+
+    What torch is lent would be given back in Python, which loses an exception that is on its way: that of
+    ``engine.run(...)["y"] + other``, say, where sizes differ. NumPy, for its part, lends torch no bfloat16.
+    """
+    library = library_of(like)
+    if is_of_torch(like):
+        return library.empty(shape, dtype=getattr(library, dtype), device=like.device)
     return np.empty(shape, _numpy_dtype(dtype))
+
+
+def is_of_torch(array: Any) -> bool:
+    """Whether it is a tensor of torch, which need not be installed."""
+    return getattr(library_of(array), "__name__", None) == "torch"
 
 
 def random(rng: np.random.Generator, dtype: str, shape: Shape) -> Any:

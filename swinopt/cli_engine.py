@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with Engine.load(arguments.engine, tensorrt=arguments.tensorrt) as engine:
         if list(arrays) == [""]:
             arrays = {_only_input(engine.inputs): arrays[""]}
-        outputs = engine.run(arrays)
+        outputs = {name: _storable(array) for name, array in engine.run(arrays).items()}
     _write_arrays(target, outputs)
     described = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     if arguments.json:
@@ -173,9 +174,17 @@ def _read_arrays(settings: Sequence[str]) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     try:
         found = np.load(path, allow_pickle=False)
-        return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else found
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            return found
+        with found:
+            return dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is no .npy or .npz file that can be read: {error}") from error
+
+
+def _storable(array: Any) -> Any:
+    """The array as a file can have it: bfloat16 would come back as bytes without a type, and float32 holds it."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _write_arrays(target: Path, arrays: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ Nothing of CUDA is loaded before one of these is called, and nothing here needs 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -67,7 +68,12 @@ def require_device(purpose: str) -> None:
         MissingDependencyError: cuda-bindings is not installed.
         SwinoptError: there is no GPU, or no driver for it.
     """
-    status, count = runtime().cudaGetDeviceCount()
+    try:
+        status, count = runtime().cudaGetDeviceCount()
+    except RuntimeError as error:  # the bindings find no library of the driver
+        raise SwinoptError(
+            f"no NVIDIA GPU was found: {error}. {purpose} needs one; TensorRT-RTX builds without"
+        ) from error
     if int(status) or not count:
         reason = _reason(status) if int(status) else "the driver reports none"
         raise SwinoptError(f"no NVIDIA GPU was found: {reason}. {purpose} needs one; TensorRT-RTX builds without")
@@ -78,6 +84,18 @@ def device_name() -> str:
     properties = call("cudaGetDeviceProperties", call("cudaGetDevice"))
     name = properties.name
     return name.split(b"\0")[0].decode() if isinstance(name, bytes) else str(name)
+
+
+@contextmanager
+def on_device(ordinal: int) -> Iterator[None]:
+    """Makes a GPU the current one of this thread, and then again the one that was: other libraries go by it."""
+    before = call("cudaGetDevice")
+    call("cudaSetDevice", ordinal)
+    try:
+        yield
+    finally:
+        if before != ordinal:
+            call("cudaSetDevice", before)
 
 
 class _Handle:
@@ -149,6 +167,10 @@ class Stream(_Handle):
         """Copies bytes from the GPU to the host."""
         self._copy(target, source, size, "cudaMemcpyDeviceToHost")
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copies bytes on the GPU."""
+        self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
+
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
         call("cudaMemcpyAsync", target, source, size, getattr(runtime().cudaMemcpyKind, kind), self.handle)
 
@@ -184,9 +206,13 @@ class Graph(_Handle):
         call("cudaStreamBeginCapture", stream.handle, mode)
         try:
             work()
-        finally:
-            # The stream stays unusable until the recording has ended, whether or not it came to something.
+        except BaseException:
+            # The stream stays unusable until the recording has ended.
             status, graph = runtime().cudaStreamEndCapture(stream.handle)
+            if not int(status):
+                call("cudaGraphDestroy", graph)
+            raise
+        status, graph = runtime().cudaStreamEndCapture(stream.handle)
         if int(status):
             raise SwinoptError(f"the work cannot be recorded as a CUDA graph: {_reason(status)}")
         try:

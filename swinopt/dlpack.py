@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +54,8 @@ class _Managed(ctypes.Structure):
     pass
 
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
+# An address, since ctypes calls into Python to make a pointer: see _lent.
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 _api = ctypes.pythonapi
@@ -163,11 +163,14 @@ class DeviceArray:
 
 
 #: What was handed out, by the address of its header, until the taker calls the deleter.
+#:
+#: A taker may drop a tensor or a capsule while an exception is on its way. A call in Python then does what it should,
+#: and raises all the same, so that one call has to do. ctypes prints that exception then, and its caller has none.
 _lent: dict[int, tuple[Any, ...]] = {}
 
 
-def _take_back(managed: Any) -> None:
-    _lent.pop(ctypes.addressof(managed.contents), None)
+def _take_back(address: int) -> None:
+    _lent.pop(address, None)
 
 
 def _capsule(array: DeviceArray, owner: object) -> Any:
@@ -186,15 +189,19 @@ def _capsule(array: DeviceArray, owner: object) -> Any:
 
 def _drop(capsule: int) -> None:
     """A capsule that nobody took takes its tensor along; a taker renames it and calls the deleter itself."""
-    if _api.PyCapsule_IsValid(ctypes.c_void_p(capsule), _UNUSED):
-        _lent.pop(_pointer_of(capsule), None)
+    try:
+        unused = _is_valid(capsule, _UNUSED)
+    except Exception:
+        # What was on its way, and is not any more.
+        if _is_valid(capsule, _UNUSED):
+            _take_back(_pointer_of(capsule, _UNUSED))
+        raise
+    if unused:
+        _take_back(_pointer_of(capsule, _UNUSED))
 
 
-def _pointer_of(capsule: int) -> int:
-    get: Callable[..., Any] = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-        ("PyCapsule_GetPointer", _api)
-    )
-    return int(get(capsule, _UNUSED))
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
+_pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 
 
 # C keeps their addresses, so that they have to live as long as the module.

@@ -159,7 +159,8 @@ class Engine:
 
         Args:
             inputs: for each input an array of NumPy, torch, CuPy or anything else that speaks DLPack. What lies on the
-                GPU is used where it is and has to be contiguous; everything else is copied there.
+                GPU is used where it is and has to be contiguous (it is copied if its address is no multiple of 256,
+                which TensorRT wants); everything else is copied there.
 
         Returns:
             Arrays of the library that the inputs are of. They lie on the GPU if an input does.
@@ -235,7 +236,7 @@ class Engine:
     # --------------------------------------------------------------------------------------------------------- its life
 
     def close(self) -> None:
-        """Gives back what the engine holds on the GPU. Running it again takes it anew."""
+        """Gives back what the engine holds on the GPU, after runs that have begun. Running it again takes it anew."""
         with self._lock:
             execution, self._execution = self._execution, None
         if execution is not None:
@@ -292,14 +293,16 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
         ModelError: the path cannot be written.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    # Threads may write the same file: a timing cache, say.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         draft.write_bytes(data)
         os.replace(draft, target)
     except OSError as error:
+        raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
 

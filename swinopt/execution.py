@@ -27,6 +27,9 @@ _DTYPES = {
     "UINT8": "uint8",
 }
 
+#: Bytes to which TensorRT wants the addresses of tensors aligned; a slice of a tensor need not be.
+_ALIGNMENT = 256
+
 
 def dtype_name(trt: Any, dtype: Any) -> str:
     """Our name of a TensorRT element type; its own where we have none."""
@@ -50,7 +53,7 @@ class Execution:
         cuda.require_device("An engine")
         self._trt = trt
         self._device: int = cuda.call("cudaGetDevice")
-        tensorrt_module.register_what_there_is(trt)
+        missing = tensorrt_module.register_what_there_is(trt)
         logger = tensorrt_module.logger(trt)
         logger.errors.clear()
         self._runtime = trt.Runtime(logger)
@@ -59,9 +62,10 @@ class Execution:
             raise ModelError(
                 f"{tensorrt_module.describe(trt)} cannot load the engine on this {cuda.device_name()}: an engine runs "
                 "with the TensorRT, the kind of GPU and the plugins that it was built with, so build it again "
-                f"({tensorrt_module.complaints(trt)})"
+                f"({tensorrt_module.complaints(trt)}{f'; {missing}' if missing else ''})"
             )
         self._contexts: dict[int, _Context] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def interface(self) -> Interface:
@@ -82,23 +86,40 @@ class Execution:
         )
 
     def close(self) -> None:
-        """Gives back all that lies on the GPU."""
+        """Gives back all that lies on the GPU, after the runs that other threads have begun."""
         with self._lock:
-            for context in self._contexts.values():
-                context.close()
+            self._closed = True
+            contexts = list(self._contexts.values())
             self._contexts.clear()
-        # Contexts before the engine before the runtime: TensorRT does not count references among them.
-        del self._engine, self._runtime
+        with cuda.on_device(self._device):
+            for context in contexts:
+                with context.lock:
+                    context.close()
+            # Contexts before the engine before the runtime, as TensorRT wants it.
+            del self._engine, self._runtime
 
     @contextmanager
     def _context(self, profile: int) -> Iterator[_Context]:
-        cuda.call("cudaSetDevice", self._device)
-        with self._lock:
-            if profile not in self._contexts:
-                self._contexts[profile] = _Context(self._engine, self._trt, profile)
-            context = self._contexts[profile]
-        with context.lock:
-            yield context
+        with cuda.on_device(self._device):
+            context = self._locked(profile)
+            try:
+                yield context
+            finally:
+                context.lock.release()
+
+    def _locked(self, profile: int) -> _Context:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise SwinoptError("the engine was closed while a thread was about to use it: use it again")
+                if profile not in self._contexts:
+                    self._contexts[profile] = _Context(self._engine, self._trt, profile)
+                context = self._contexts[profile]
+            context.lock.acquire()
+            if not context.closed:
+                return context
+            # Whoever had it before closed it; there is a new one by now, or none any more.
+            context.lock.release()
 
     # --------------------------------------------------------------------------------------------------------- running
 
@@ -112,27 +133,24 @@ class Execution:
                 self._check(name, view, interface.inputs[name])
                 context.set_input(name, view.shape, self._on_gpu(name, view, context))
             on_gpu = any(view.on_gpu for view in views.values())
+            like = next((given[name] for name, view in views.items() if view.on_gpu == on_gpu), None)
             shapes = {name: context.output_shape(name) for name in interface.outputs}
+            results = {n: self._empty(interface.outputs[n].dtype, shape, like, on_gpu) for n, shape in shapes.items()}
+            targets = {name: arrays.view(result, context.stream) for name, result in results.items()}
             sizes = {name: arrays.size_of(interface.outputs[name].dtype, shape) for name, shape in shapes.items()}
-            memory = {n: cuda.Memory(size) if on_gpu else context.buffer(n, size) for n, size in sizes.items()}
-            for name, block in memory.items():
-                context.set_output(name, block.handle)
+            for name, target in targets.items():
+                context.set_output(name, target.pointer if on_gpu else context.buffer(name, sizes[name]).handle)
             context.enqueue()
-            if on_gpu:
-                context.stream.synchronize()
-                library = arrays.library_of(next(given[name] for name, view in views.items() if view.on_gpu))
-                return {
-                    name: arrays.handed_out(self._lent(memory[name], shape, interface.outputs[name].dtype), library)
-                    for name, shape in shapes.items()
-                }
-            results = {name: arrays.empty(interface.outputs[name].dtype, shape) for name, shape in shapes.items()}
-            for name, array in results.items():
-                context.stream.download(array.ctypes.data, memory[name].handle, sizes[name])
+            if not on_gpu:
+                for name, target in targets.items():
+                    context.stream.download(target.pointer, context.buffer(name, sizes[name]).handle, sizes[name])
             context.stream.synchronize()
-        library = arrays.library_of(next(iter(given.values()), None))
-        return {name: arrays.handed_out(array, library) for name, array in results.items()}
+        return {name: arrays.handed_out(result, arrays.library_of(like)) for name, result in results.items()}
 
-    def _lent(self, memory: cuda.Memory, shape: Shape, dtype: str) -> dlpack.DeviceArray:
+    def _empty(self, dtype: str, shape: Shape, like: Any, on_gpu: bool) -> Any:
+        if not on_gpu or arrays.is_of_torch(like):
+            return arrays.empty(dtype, shape, like)
+        memory = cuda.Memory(arrays.size_of(dtype, shape))
         return dlpack.DeviceArray(memory.handle, shape, dtype, self._device, memory)
 
     def _check(self, name: str, view: dlpack.View, expected: Value) -> None:
@@ -144,11 +162,11 @@ class Execution:
             raise OptionError(f"input {name!r} lies on GPU {view.device[1]}, and the engine on GPU {self._device}")
 
     def _on_gpu(self, name: str, view: dlpack.View, context: _Context) -> int:
-        if view.on_gpu:
+        if view.on_gpu and view.pointer % _ALIGNMENT == 0:
             return view.pointer
         size = arrays.size_of(view.dtype, view.shape)
         memory = context.buffer(name, size)
-        context.stream.upload(memory.handle, view.pointer, size)
+        (context.stream.copy if view.on_gpu else context.stream.upload)(memory.handle, view.pointer, size)
         return int(memory.handle)
 
     # ------------------------------------------------------------------------------------------------------- measuring
@@ -181,7 +199,8 @@ class Execution:
             # Only now: a host that waits for each run would put its own delay into the next one.
             context.stream.synchronize()
             samples = tuple(end.milliseconds_since(start) for start, end in marks)
-        return Timing(samples, dict(shapes), bool(graphs), rotate, cuda.device_name(), what)
+            gpu = cuda.device_name()
+        return Timing(samples, dict(shapes), bool(graphs), rotate, gpu, what)
 
     def profile(self, interface: Interface, shapes: Mapping[str, Shape], runs: int) -> LayerTimes:
         """See :meth:`swinopt.engine.Engine.profile`."""
@@ -190,11 +209,13 @@ class Execution:
             work = _Work(context, interface, shapes, 0)
             work()
             context.stream.synchronize()
-            times = context.measure_layers(work, runs)
-            # A profiler cannot be taken off again, and slows every run down.
-            with self._lock:
-                del self._contexts[profile]
-            context.close()
+            try:
+                times = context.measure_layers(work, runs)
+            finally:
+                # A profiler cannot be taken off again, and slows every run down.
+                with self._lock:
+                    self._contexts.pop(profile, None)
+                context.close()
         return LayerTimes(dict(sorted(times.items(), key=lambda item: -item[1])), runs)
 
 
@@ -203,6 +224,7 @@ class _Context:
 
     def __init__(self, engine: Any, trt: Any, profile: int) -> None:
         self.lock = threading.Lock()
+        self.closed = False
         self.stream = cuda.Stream()
         self._trt = trt
         self._buffers: dict[str, cuda.Memory] = {}
@@ -213,10 +235,10 @@ class _Context:
 
     def buffer(self, name: str, size: int) -> cuda.Memory:
         """Memory of at least this size that stays with the context, so that the next run need not ask for it."""
-        known = self._buffers.get(name)
-        if known is None or known.size < size:
-            if known is not None:
-                known.close()
+        if name in self._buffers and self._buffers[name].size < size:
+            # Forgotten as well as freed, since there may not be enough for the new one.
+            self._buffers.pop(name).close()
+        if name not in self._buffers:
             self._buffers[name] = cuda.Memory(size)
         return self._buffers[name]
 
@@ -259,6 +281,7 @@ class _Context:
         return {name: ms / runs for name, ms in times.items()}
 
     def close(self) -> None:
+        self.closed = True
         self._context = None
         for memory in self._buffers.values():
             memory.close()

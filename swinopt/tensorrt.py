@@ -25,6 +25,7 @@ from swinopt.api import Optimized
 from swinopt.engine import Engine, Interface, Range, Value, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from swinopt.execution import dtype_name
+from swinopt.export import require_writable
 from swinopt.graph import ModelLike
 from swinopt.lowering import for_parser
 from swinopt.pipeline import Progress
@@ -71,8 +72,8 @@ def build(
             names, or else the first of the two that is installed.
 
     Raises:
-        ModelError: the model cannot be read, TensorRT's parser does not take it, or its weights are of another
-            precision than the one that is asked for.
+        ModelError: the model or the timing cache cannot be read, the latter cannot be written, TensorRT's parser does
+            not take the model, or its weights are of another precision than the one that is asked for.
         OptionError: an argument is none that there is, a profile is missing or does not fit, or this TensorRT has no
             such precision.
         MissingDependencyError: TensorRT, a plugin or cuda-bindings is missing.
@@ -82,6 +83,10 @@ def build(
         raise OptionError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     if plugins not in ("auto", "off"):
         raise OptionError(f'plugins is "auto" or "off", and not {plugins!r}')
+    if workspace is not None and workspace < 1:
+        raise OptionError(f"workspace is at least 1 MiB, and {workspace} was given")
+    if timing_cache is not None:
+        require_writable(timing_cache)
     proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
     trt = tensorrt_module.find(tensorrt)
     return _Build(trt, precision, timing_cache, workspace, _told(progress)).engine(proto, profiles, plugins)

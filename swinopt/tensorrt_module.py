@@ -154,12 +154,17 @@ def register_plugins(trt: Any, needed: Iterable[str]) -> None:
         )
 
 
-def register_what_there_is(trt: Any) -> None:
-    """Registers the plugins that this installation has, for an engine that may need them or not."""
+def register_what_there_is(trt: Any) -> str | None:
+    """Registers the plugins that this installation has, for an engine that may need them or not.
+
+    Returns:
+        Why there are not all of them; to be told if the engine does need them.
+    """
     try:
         register_plugins(trt, ops.SPECS)
     except SwinoptError as error:
-        _log.info("%s", error)
+        return str(error)
+    return None
 
 
 def _without_plugin(trt: Any, needed: Iterable[str]) -> list[str]:

@@ -19,13 +19,15 @@ class Runtime:
     """The functions of the CUDA runtime: they return a status and what they have to say."""
 
     cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
         self.calls: list[str] = []
         self.devices = 1
+        self.current = 0
+        self.room = 1 << 20
         self.capture_status = 0
         self.clock = 0.0
 
@@ -33,7 +35,11 @@ class Runtime:
         return 0, self.devices
 
     def cudaGetDevice(self) -> tuple[int, int]:
-        return 0, 0
+        return 0, self.current
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        self.current = device
+        return (0,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
         return 0, SimpleNamespace(name=b"Pretended GPU\0\0")
@@ -45,6 +51,8 @@ class Runtime:
         return 0, b"it was only pretended"
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:
+        if size > self.room:
+            return 2, 0
         block = ctypes.create_string_buffer(size)
         self.memory[ctypes.addressof(block)] = block
         return 0, ctypes.addressof(block)

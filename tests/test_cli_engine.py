@@ -124,11 +124,23 @@ def test_run_reads_and_writes_arrays(name: str, folder: Path, gpu: None, capsys:
     assert capsys.readouterr().out == "out.npz: y float32[2, 3]\n"
 
 
+def test_bfloat16_is_written_as_what_files_can_hold(
+    folder: Path, gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    monkeypatch.setattr(Engine, "run", lambda *_: {"y": np.array([1.5, -2], ml_dtypes.bfloat16)})
+    np.save("x.npy", np.zeros((1, 3), np.float32))
+    assert cli.main(["run", "an.engine", "--input", "x.npy", "-o", "out.npz"]) == cli.OK
+    np.testing.assert_array_equal(np.load("out.npz")["y"], np.array([1.5, -2], np.float32))
+    assert capsys.readouterr().out == "out.npz: y float32[2]\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["an.engine", "--input", "no.npy", "-o", "out.npz"], "no.npy is no .npy or .npz file"),
         (["an.engine", "--input", "an.engine", "-o", "out.npz"], "an.engine is no .npy or .npz file"),
+        (["an.engine", "--input", "cut.npz", "-o", "out.npz"], "cut.npz is no .npy or .npz file"),
         (["an.engine", "--input", "x.npy", "-o", "out.npy"], "outputs are written as .npz"),
         (["an.engine", "--input", "x.npy", "--input", "z=x.npy", "-o", "out.npz"], "several inputs need names"),
         (["an.engine", "--input", "z=x.npy", "-o", "out.npz"], "takes x as inputs, and z was given"),
@@ -139,6 +151,8 @@ def test_run_refuses(
     arguments: list[str], message: str, folder: Path, gpu: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save("x.npy", np.zeros((1, 3), np.float32))
+    np.savez("cut.npz", x=np.zeros((1, 3), np.float32))
+    Path("cut.npz").write_bytes(Path("cut.npz").read_bytes()[:100])
     assert cli.main(["run", *arguments]) == cli.BAD_INPUT
     assert message in one_line(capsys)
     assert not Path("out.npz").exists()

@@ -75,3 +75,16 @@ def test_a_capsule_that_nobody_took_gives_it_back(on_host: None) -> None:
     capsule = dlpack.DeviceArray(array.ctypes.data, (2,), "float32", 0, array).__dlpack__()
     assert len(dlpack._lent) == 1
     del capsule
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_dropped_while_an_exception_is_on_its_way_is_given_back(taken: bool, on_host: None) -> None:
+    torch = pytest.importorskip("torch")
+    array = np.zeros(2, np.float32)
+    lent = dlpack.DeviceArray(array.ctypes.data, (2,), "float32", 0, array)
+    for _ in range(2):  # ctypes looks functions up at their first call
+        # The arguments of what failed are dropped before anybody catches the exception.
+        with pytest.raises((RuntimeError, TypeError, SystemError)):
+            torch.from_dlpack(lent) + torch.zeros(7) if taken else len(lent.__dlpack__())
+    assert not dlpack._lent

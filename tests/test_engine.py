@@ -7,14 +7,17 @@ import gc
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from swinopt import cuda, dlpack, tensorrt_module
-from swinopt.engine import Engine, write_whole
+from swinopt import cuda, dlpack, plugin_library, tensorrt_module
+from swinopt.engine import Engine, Interface, Value, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from tests import fake_gpu
 
@@ -84,8 +87,17 @@ class OnGpu:
         return lent.__dlpack__()
 
 
+def aligned(batch: int, offset: int = 0) -> Any:
+    """The same numbers, so many bytes behind a multiple of 256."""
+    room = np.zeros(1024, np.uint8)
+    start = -room.ctypes.data % 256 + offset
+    array = room[start : start + 12 * batch].view(np.float32).reshape(batch, 3)
+    array[...] = ones(batch)
+    return array
+
+
 def test_what_lies_on_the_gpu_stays_there(engine: Engine, gpu: fake_gpu.Runtime) -> None:
-    given = OnGpu(ones(2))
+    given = OnGpu(aligned(2))
     out = engine.run({"x": given})["y"]
 
     assert given.stream == 77, "the engine's stream has to wait for whoever wrote the input"
@@ -101,12 +113,129 @@ def test_what_lies_on_the_gpu_stays_there(engine: Engine, gpu: fake_gpu.Runtime)
     assert len(gpu.memory) == before - 1, "the output was not given back"
 
 
+def test_torch_gets_memory_of_its_own_where_its_input_lies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tensor(OnGpu):
+        __module__ = "torch"
+
+    made: list[Any] = []
+
+    def empty(shape: tuple[int, ...], *, dtype: str, device: int) -> Tensor:
+        assert (shape, dtype, device) == ((2, 3), "single", 0)
+        made.append(Tensor(aligned(2)))
+        return made[-1]  # type: ignore[no-any-return]
+
+    torch = SimpleNamespace(__name__="torch", float32="single", empty=empty)
+    monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
+    out = engine.run({"x": Tensor(aligned(2))})["y"]
+    assert out is made[0]
+    assert out.stream == 77, "the engine's stream has to wait for whoever had that memory before"
+    np.testing.assert_array_equal(out.array, 2 * ones(2))
+
+
+def test_torch_takes_bfloat16_out_of_an_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    interface = Interface({"x": Value("float32", (-1, 3))}, {"y": Value("bfloat16", (-1, 3))})
+    monkeypatch.setattr(fake_gpu._Context, "execute_async_v3", lambda *_: True)
+    assert engine._alive().run(interface, {"x": torch.zeros(2, 3)})["y"].dtype == torch.bfloat16
+
+
+def test_a_tensor_that_tensorrt_does_not_take_where_it_lies_is_copied(engine: Engine) -> None:
+    given = OnGpu(aligned(2, offset=12))
+    out = dlpack.view(engine.run({"x": given})["y"])
+    (context,) = engine._trt.engine.contexts
+    assert context.addresses["x"] != given.array.ctypes.data
+    assert list((np.ctypeslib.ctypes.c_float * 6).from_address(out.pointer)) == [0, 2, 4, 6, 8, 10]
+
+
+def test_the_current_gpu_of_the_caller_stays_the_same(
+    engine: Engine, gpu: fake_gpu.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.run({"x": ones(1)})
+    ran_on: list[int] = []
+    monkeypatch.setattr(fake_gpu._Context, "execute_async_v3", lambda *_: ran_on.append(gpu.current) or True)
+    gpu.current = 1
+    engine.run({"x": ones(1)})
+    with pytest.raises(OptionError):
+        engine.run({"x": ones(1).astype(np.float64)})
+    assert (ran_on, gpu.current) == ([0], 1)
+
+
+def test_a_batch_that_memory_does_not_suffice_for_leaves_the_engine_usable(
+    engine: Engine, gpu: fake_gpu.Runtime
+) -> None:
+    engine.run({"x": ones(1)})
+    gpu.room = 12
+    with pytest.raises(SwinoptError, match="cudaMalloc failed"):
+        engine.run({"x": ones(4)})
+    engine.run({"x": ones(1)})
+    (context,) = engine._trt.engine.contexts
+    assert set(context.addresses.values()) <= gpu.memory.keys(), "memory that was given back is used again"
+
+
 def test_closing_gives_everything_back_and_running_goes_on(engine: Engine, gpu: fake_gpu.Runtime) -> None:
     with engine:
         engine.run({"x": ones(4)})
         assert gpu.memory
     assert not gpu.memory
     np.testing.assert_array_equal(engine.run({"x": ones(4)})["y"], 2 * ones(4))
+
+
+class Gate:
+    """Holds the first inference up, until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        execute = fake_gpu._Context.execute_async_v3
+
+        def held_up(context: Any, stream: int) -> bool:
+            self.reached.set()
+            assert self.opened.wait(10)
+            return execute(context, stream)
+
+        monkeypatch.setattr(fake_gpu._Context, "execute_async_v3", held_up)
+
+
+def until_it_waits(work: Future[Any]) -> None:
+    """Gives a thread the time to come to where it waits; it must not be done there."""
+    with pytest.raises(TimeoutError):
+        work.result(0.2)
+
+
+def test_closing_waits_for_a_run_of_another_thread(
+    engine: Engine, gpu: fake_gpu.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(engine.run, {"x": ones(4)})
+        assert gate.reached.wait(10)
+        close = pool.submit(engine.close)
+        until_it_waits(close)
+        gate.opened.set()
+        np.testing.assert_array_equal(run.result(10)["y"], 2 * ones(4))
+        close.result(10)
+    assert not gpu.memory
+
+
+def test_a_run_that_waits_for_a_profile_to_be_taken_gets_a_context_of_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        profile = pool.submit(engine.profile, runs=1)
+        assert gate.reached.wait(10)
+        run = pool.submit(engine.run, {"x": ones(1)})
+        until_it_waits(run)
+        gate.opened.set()
+        np.testing.assert_array_equal(run.result(10)["y"], 2 * ones(1))
+        profile.result(10)
+    assert [context.profiler is None for context in engine._trt.engine.contexts] == [False, True]
+
+
+def test_a_thread_that_comes_too_late_is_told_so(engine: Engine) -> None:
+    execution = engine._alive()
+    engine.close()
+    with pytest.raises(SwinoptError, match="was closed while a thread was about to use it"):
+        execution.run(Interface({"x": Value("float32", (-1, 3))}, {}), {"x": ones(1)})
 
 
 @pytest.mark.parametrize(
@@ -133,6 +262,19 @@ def test_a_plan_of_another_tensorrt(gpu: fake_gpu.Runtime) -> None:
         ModelError, match=r"TensorRT 8.6.0 cannot load the engine on this Pretended GPU: .*build it again"
     ):
         Engine(b"other", fake_gpu.TensorRT()).run({"x": ones(1)})
+
+
+def test_a_plan_that_cannot_be_loaded_for_want_of_plugins(
+    gpu: fake_gpu.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda, "runtime", lambda: gpu)
+    monkeypatch.setenv(plugin_library.VARIABLE, "no_such_library.so")
+    trt = fake_gpu.TensorRT()
+    trt.get_plugin_registry = lambda: SimpleNamespace(plugin_creator_list=[])  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match=r"cannot load the engine.*SWINOPT_PLUGINS names no_such_library\.so"):
+        Engine(b"other", trt).run({"x": ones(1)})
+    assert Engine(b"plan", trt).run({"x": ones(1)}), "an engine without plugins needs none"
 
 
 def test_no_gpu_is_an_error_of_its_own(engine: Engine, gpu: fake_gpu.Runtime) -> None:
@@ -176,6 +318,15 @@ def test_an_engine_that_cannot_be_captured_is_measured_without_a_graph(engine: E
     assert "cudaGraphLaunch" not in gpu.calls
 
 
+def test_what_was_recorded_before_the_work_failed_is_given_back(gpu: fake_gpu.Runtime) -> None:
+    def fail() -> None:
+        raise SwinoptError("not here")
+
+    with cuda.Stream() as stream, pytest.raises(SwinoptError, match="not here"):
+        cuda.Graph(stream, fail)
+    assert gpu.calls.count("cudaGraphDestroy") == 1
+
+
 def test_the_batch_of_a_benchmark(engine: Engine) -> None:
     assert engine.benchmark(runs=1, batch=7).shapes == {"x": (7, 3)}
     assert engine.benchmark({"x": (6, 3)}, runs=1).shapes == {"x": (6, 3)}
@@ -193,6 +344,15 @@ def test_a_profile_lists_the_longest_layer_first(engine: Engine) -> None:
     assert "75.0%  large" in str(layers) and "<td>small</td>" in layers._repr_html_()
     engine.run({"x": ones(1)})
     assert engine._trt.engine.contexts[-1].profiler is None, "profiling must not slow down what comes later"
+
+
+def test_a_profile_that_fails_leaves_no_profiler(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as failing:
+        failing.setattr(fake_gpu._Context, "execute_async_v3", lambda context, stream: context.profiler is None)
+        with pytest.raises(SwinoptError, match="did not run the engine"):
+            engine.profile(runs=1)
+    engine.run({"x": ones(1)})
+    assert engine._trt.engine.contexts[-1].profiler is None
 
 
 # -------------------------------------------------------------------------------------------------------------- looking
@@ -228,6 +388,35 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         write_whole(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, both = Path.write_bytes, threading.Barrier(2)
+
+    def at_the_same_time(self: Path, data: bytes) -> int:
+        both.wait(10)
+        written = write(self, data)
+        both.wait(10)
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", at_the_same_time)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda data: write_whole(tmp_path / "file", data), (b"one", b"two")))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() in (b"one", b"two")
+
+
+def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def interrupted(self: Path, data: bytes) -> int:
+        write(self, data[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_importing_it_loads_no_tensorrt_and_no_cuda() -> None:

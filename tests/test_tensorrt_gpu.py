@@ -157,6 +157,8 @@ def test_tensors_on_the_gpu_stay_there(engine: Engine) -> None:
     out = engine.run({"image": image})["logits"]
     assert out.is_cuda
     assert_close(out.cpu().numpy(), MODELS["v1"], image.cpu().numpy(), "fp32")
+    with pytest.raises(RuntimeError, match="size of tensor"):  # and not whatever becomes of it as the output is dropped
+        engine.run({"image": image})["logits"] + torch.zeros(7, device="cuda")
     before = torch.cuda.mem_get_info()[0]
     for _ in range(50):
         out = engine.run({"image": image})["logits"]

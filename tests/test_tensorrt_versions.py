@@ -208,8 +208,21 @@ def test_a_timing_cache_is_read_and_written_back(use: Any, tmp_path: Path) -> No
     use("10.9.0")
     assert "another TensorRT or GPU, and was replaced" in tensorrt.build(model(), timing_cache=path).notes[0]
     assert path.read_bytes() == b"+measured"
-    with pytest.raises(ModelError, match="cannot be read"):
-        tensorrt.build(model(), timing_cache=tmp_path)
+
+
+@pytest.mark.parametrize("place", [".", "no/such/folder/timing.cache"])
+def test_a_timing_cache_that_cannot_be_written_is_told_before_the_build(place: str, use: Any, tmp_path: Path) -> None:
+    trt = use("10.9.0")
+    with pytest.raises(ModelError, match="cannot be written"):
+        tensorrt.build(model(), timing_cache=tmp_path / place)
+    assert not trt.parsed.ByteSize()
+
+
+@pytest.mark.parametrize("workspace", [0, -1])
+def test_a_workspace_that_cannot_be(workspace: int, use: Any) -> None:
+    use("10.9.0")
+    with pytest.raises(OptionError, match=f"at least 1 MiB, and {workspace} was given"):
+        tensorrt.build(model(), workspace=workspace)
 
 
 @pytest.mark.parametrize("version", FLAGS)
@@ -269,6 +282,16 @@ def test_a_large_network_is_parsed_from_a_file(use: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr("swinopt.graph.save", lambda m, path: path.write_bytes(m.SerializeToString()) and path)
     assert tensorrt.build(model()).plugin_layers == 1
     assert not Path(found[0]).exists(), "the file is for the parser alone"
+
+
+def test_a_driver_that_is_not_there_at_all_is_no_gpu_either(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_found() -> None:
+        raise RuntimeError("libcuda.so.1 was not found")
+
+    use("11.1.0")
+    monkeypatch.setattr(cuda.runtime(), "cudaGetDeviceCount", not_found, raising=False)
+    with pytest.raises(SwinoptError, match=r"no NVIDIA GPU was found: libcuda.so.1 was not found\. Building"):
+        tensorrt.build(model())
 
 
 def test_building_with_tensorrt_needs_the_gpu(use: Any) -> None:

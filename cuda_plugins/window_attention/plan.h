@@ -19,8 +19,8 @@ struct WindowAttentionPlan {
 
 constexpr int kLargestWindow = 1024, kLargestHead = 128, kLargestSmallWindow = 64, kSmallHead = 32;
 constexpr int kReserved = 1024;  // bytes of shared memory that CUDA takes for each block
-// Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of it
-// times log2(e), or divided by a small scale, is finite.
+// Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of
+// it times log2(e), or divided by a small scale, is finite.
 constexpr float kLowestMaskValue = -1e30f;
 
 inline long long window_attention_windows(WindowAttentionParams const& p) {
@@ -52,7 +52,8 @@ inline char const* window_attention_unsupported(WindowAttentionParams const& p, 
     if (p.num_heads < 1 || p.head_dim < 1 || p.head_dim > kLargestHead)
         return "a head may have 1 to 128 channels, and there must be a head";
     long long const most = (1ll << 31) - 1, blocks_of_window = p.num_heads * ((window + 31) / 32);
-    if (window_attention_windows(p) > most / blocks_of_window || 3ll * p.num_heads * p.head_dim > most) return too_large;
+    if (window_attention_windows(p) > most / blocks_of_window || 3ll * p.num_heads * p.head_dim > most)
+        return too_large;
     return nullptr;
 }
 
@@ -79,19 +80,24 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
 
     if (dtype == DType::kFloat32) {
         int const dim = p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : 128;
-        return {WindowAttentionKernel::kSingle, dim, 32, ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads, 128,
-                single_storage_bytes(dim)};
+        return {WindowAttentionKernel::kSingle, dim, 32, ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads,
+                128, single_storage_bytes(dim)};
     }
     int const tiles = window <= 32 ? 4 : window <= 56 ? 7 : 8;
     int const most_warps = tiles <= 7 && !p.logit_scale ? 16 : 12;  // as small.cuh says
     int const head_bytes = 4 * window * (tiles % 2 ? 8 * tiles : 8 * tiles + 8);  // of one head's bias in float
     int const warp_bytes = 3 * tiles * 32 * 16;
-    bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow && are_aligned({p.qkv, p.pad_qkv, p.output}, 16) &&
-                          (p.logit_scale || p.scale > 1e-6f) && head_bytes + warp_bytes <= device.shared_bytes &&
+    bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow &&
+                          are_aligned({p.qkv, p.pad_qkv, p.output}, 16) && (p.logit_scale || p.scale > 1e-6f) &&
+                          head_bytes + warp_bytes <= device.shared_bytes &&
                           windows * window * 6 * p.num_heads * kSmallHead < 1ll << 32 && windows < 1ll << 21;
     int const row_tiles = ceil_div(window, 16);
     if (!is_small) {
-        int const dim = p.head_dim <= 16 ? 16 : p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : p.head_dim <= 96 ? 96 : 128;
+        int const dim = p.head_dim <= 16   ? 16
+                        : p.head_dim <= 32 ? 32
+                        : p.head_dim <= 64 ? 64
+                        : p.head_dim <= 96 ? 96
+                                           : 128;
         int const keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
         p.row_groups = ceil_div(row_tiles, 4);
         int const warps = ceil_div(row_tiles, p.row_groups);
@@ -120,10 +126,11 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
     int const chunks = ceil_div(windows, p.windows_per_block) * head_groups;
     int const bytes = p.heads_per_block * (head_bytes + abreast * warp_bytes);
     // A small map leaves multiprocessors idle: then several blocks share the queries of a window.
-    long long const room = static_cast<long long>((device.shared_bytes + kReserved) / (bytes + kReserved)) * device.multiprocessors;
+    long long const resident = (device.shared_bytes + kReserved) / (bytes + kReserved);
+    long long const room = resident * device.multiprocessors;
     while (2 * p.row_groups <= row_tiles && 2ll * p.row_groups * chunks <= room) p.row_groups *= 2;
-    return {WindowAttentionKernel::kSmall, kSmallHead, 8 * tiles, chunks * p.row_groups, 32 * abreast * p.heads_per_block,
-            bytes};
+    return {WindowAttentionKernel::kSmall, kSmallHead, 8 * tiles, chunks * p.row_groups,
+            32 * abreast * p.heads_per_block, bytes};
 }
 
 }  // namespace swinopt

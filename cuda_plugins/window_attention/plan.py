@@ -22,8 +22,8 @@ _TOO_MANY_TOKENS, _TOO_MANY = 1 << 27, 1 << 31
 _RESERVED = 1024
 #: Below it (or negative) the small kernel cannot divide the bias by it.
 _SMALLEST_SCALE = float(ctypes.c_float(1e-6).value)
-#: Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of it
-#: times log2(e), or divided by a small scale, is finite.
+#: Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of
+#: it times log2(e), or divided by a small scale, is finite.
 _LOWEST_MASK_VALUE = -1e30
 
 
