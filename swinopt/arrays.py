@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from swinopt import cuda, dlpack
-from swinopt.engine import Interface, Shape
 from swinopt.errors import OptionError
+from swinopt.interface import Interface, Shape
 
 _ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4, "int64": 8, "bool": 1, "uint8": 1}
 

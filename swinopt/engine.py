@@ -7,67 +7,17 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from swinopt import tensorrt_module
 from swinopt.errors import ModelError, OptionError
+from swinopt.interface import Interface, Shape, Value, text_of
 
 if TYPE_CHECKING:
     from swinopt.execution import Execution
     from swinopt.timing import LayerTimes, Timing
-
-Shape: TypeAlias = tuple[int, ...]
-#: The smallest, the usual and the largest shape of an input.
-Range: TypeAlias = tuple[Shape, Shape, Shape]
-
-
-@dataclass(frozen=True)
-class Value:
-    """An input or output of an engine: its dtype ("float32", ...) and its shape, with -1 for an open size."""
-
-    dtype: str
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Interface:
-    """What an engine takes and gives, by name.
-
-    Attributes:
-        inputs: in order.
-        outputs: in order.
-        profiles: for each optimization profile the range of each dynamic input; empty if there is none.
-    """
-
-    inputs: Mapping[str, Value]
-    outputs: Mapping[str, Value]
-    profiles: tuple[Mapping[str, Range], ...] = ()
-
-    def profile_for(self, shapes: Mapping[str, Shape]) -> int:
-        """The first profile that takes inputs of these shapes.
-
-        Raises:
-            OptionError: none does; the message says what was given and what is possible.
-        """
-        for name, shape in shapes.items():
-            expected = self.inputs[name].shape
-            fits = len(shape) == len(expected) and all(e in (-1, s) for s, e in zip(shape, expected, strict=True))
-            if not fits:
-                raise OptionError(f"input {name!r} has shape {_text(shape)}, and the engine takes {_text(expected)}")
-        for index, profile in enumerate(self.profiles):
-            if all(_within(shapes[name], allowed) for name, allowed in profile.items()):
-                return index
-        if not self.profiles:
-            return 0
-        given = ", ".join(f"{name} {_text(shapes[name])}" for name in self.profiles[0])
-        possible = "; or ".join(
-            ", ".join(f"{name} {_text(low)} to {_text(high)}" for name, (low, _, high) in profile.items())
-            for profile in self.profiles
-        )
-        raise OptionError(f"no profile of the engine takes {given}: it was built for {possible}")
 
 
 class Engine:
@@ -161,6 +111,8 @@ class Engine:
             inputs: for each input an array of NumPy, torch, CuPy or anything else that speaks DLPack. What lies on the
                 GPU is used where it is and has to be contiguous (it is copied if its address is no multiple of 256,
                 which TensorRT wants); everything else is copied there.
+
+        It allocates and waits, so that it cannot stand in a CUDA graph of the caller's.
 
         Returns:
             Arrays of the library that the inputs are of. They lie on the GPU if an input does.
@@ -268,18 +220,18 @@ class Engine:
         interface = self._interface
         values = []
         if interface is not None:
-            values = [f"{n} {v.dtype}{_text(v.shape)}" for n, v in [*interface.inputs.items()]]
+            values = [f"{n} {v.dtype}{text_of(v.shape)}" for n, v in [*interface.inputs.items()]]
             values.append("->")
-            values += [f"{n} {v.dtype}{_text(v.shape)}" for n, v in [*interface.outputs.items()]]
+            values += [f"{n} {v.dtype}{text_of(v.shape)}" for n, v in [*interface.outputs.items()]]
         return f"<Engine of {self}, {len(self.plan) / 1e6:.1f} MB{': ' if values else ''}{' '.join(values)}>"
 
     def _repr_html_(self) -> str:
         rows = [("engine", f"{self}, {len(self.plan) / 1e6:.1f} MB")]
         if self._interface is not None:
             for kind, values in (("input", self._interface.inputs), ("output", self._interface.outputs)):
-                rows += [(kind, f"{name} {value.dtype}{_text(value.shape)}") for name, value in values.items()]
+                rows += [(kind, f"{name} {value.dtype}{text_of(value.shape)}") for name, value in values.items()]
             for profile in self._interface.profiles:
-                ranges = (f"{name} {', '.join(map(_text, sizes))}" for name, sizes in profile.items())
+                ranges = (f"{name} {', '.join(map(text_of, sizes))}" for name, sizes in profile.items())
                 rows.append(("profile", "; ".join(ranges)))
         rows += [("note", note) for note in self.notes]
         cells = "".join(f"<tr><th>{kind}</th><td>{html.escape(text)}</td></tr>" for kind, text in rows)
@@ -304,12 +256,3 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
     return target
-
-
-def _within(shape: Shape, allowed: Range) -> bool:
-    low, _, high = allowed
-    return all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
-
-
-def _text(shape: Sequence[int]) -> str:
-    return f"[{', '.join('?' if size == -1 else str(size) for size in shape)}]"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from swinopt import arrays, cuda, dlpack, tensorrt_module
-from swinopt.engine import Interface, Shape, Value
 from swinopt.errors import ModelError, OptionError, SwinoptError
+from swinopt.interface import Interface, Shape, Value
 from swinopt.timing import LayerTimes, Timing
 
 #: TensorRT's names for element types, those of them that a version has, and ours.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from swinopt.engine import Range, Shape
 from swinopt.errors import OptionError
+from swinopt.interface import Range, Shape
 
 #: For each dynamic input its smallest, usual and largest shape.
 Profile: TypeAlias = Mapping[str, Sequence[Sequence[int]]]

@@ -22,11 +22,12 @@ from swinopt import cuda, ops, tensorrt_module
 from swinopt import graph as graphs
 from swinopt import profiles as profile
 from swinopt.api import Optimized
-from swinopt.engine import Engine, Interface, Range, Value, write_whole
+from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from swinopt.execution import dtype_name
 from swinopt.export import require_writable
 from swinopt.graph import ModelLike
+from swinopt.interface import Interface, Range, Value
 from swinopt.lowering import for_parser
 from swinopt.pipeline import Progress
 

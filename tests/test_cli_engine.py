@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from swinopt import cli, cuda, plugin_library, tensorrt, tensorrt_module
-from swinopt.engine import Engine, Interface, Value
+from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError
+from swinopt.interface import Interface, Value
 from swinopt.testing import parse
 from tests import fake_gpu
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from swinopt import cuda, dlpack, plugin_library, tensorrt_module
-from swinopt.engine import Engine, Interface, Value, write_whole
+from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
+from swinopt.interface import Interface, Value
 from tests import fake_gpu
 
 
