@@ -96,7 +96,8 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         "",
         "Largest difference to PyTorch in fp32 (TF32 off), over fresh random images; outputs go up to "
         f"{max(row.get('largest_output', 0) for row in found['engines'].values()):.2f}. "
-        "What stock TensorRT cannot build is a result as well.",
+        "What stock TensorRT cannot build is a result as well. Engines that are in no pair below are built with "
+        "optimization level 1.",
         "",
         *table(
             ["engine", "model", "export", "precision", "batch", "plugin layers", "max abs diff", "NaN", "build s"],

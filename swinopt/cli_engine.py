@@ -40,6 +40,7 @@ def _build(arguments: argparse.Namespace) -> int:
             timing_cache=arguments.timing_cache,
             plugins=arguments.plugins,
             workspace=arguments.workspace,
+            optimization_level=arguments.optimization_level,
             progress=told,
             tensorrt=arguments.tensorrt,
         )
@@ -210,6 +211,9 @@ def _add_build(command: argparse.ArgumentParser) -> None:
         "--plugins", default="auto", choices=["auto", "off"], help="off: spell swinopt ops out in standard ones"
     )
     command.add_argument("--workspace", type=int, metavar="MIB", help="the most scratch memory that a layer may take")
+    command.add_argument(
+        "--optimization-level", type=int, metavar="0-5", help="0 builds fastest, 5 searches longest; by default 3"
+    )
     _add_module(command)
 
 

@@ -46,6 +46,7 @@ def build(
     timing_cache: str | os.PathLike[str] | None = None,
     plugins: str = "auto",
     workspace: int | None = None,
+    optimization_level: int | None = None,
     progress: bool | Progress = False,
     tensorrt: str | None = None,
 ) -> Engine:
@@ -68,6 +69,8 @@ def build(
             measures nothing and leaves it alone.
         plugins: ``"auto"``, or ``"off"`` to spell swinopt ops out in standard ones.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
+        optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
+            own, which is 3.
         progress: True to print each phase, or a function of a phase, a step and the number of steps.
         tensorrt: ``"tensorrt"`` or ``"tensorrt_rtx"``; by default what the environment variable ``SWINOPT_TENSORRT``
             names, or else the first of the two that is installed.
@@ -86,11 +89,14 @@ def build(
         raise OptionError(f'plugins is "auto" or "off", and not {plugins!r}')
     if workspace is not None and workspace < 1:
         raise OptionError(f"workspace is at least 1 MiB, and {workspace} was given")
+    if optimization_level is not None and optimization_level not in range(6):
+        raise OptionError(f"optimization_level is 0 to 5, and {optimization_level} was given")
     if timing_cache is not None:
         require_writable(timing_cache)
     proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
     trt = tensorrt_module.find(tensorrt)
-    return _Build(trt, precision, timing_cache, workspace, _told(progress)).engine(proto, profiles, plugins)
+    build = _Build(trt, precision, timing_cache, workspace, optimization_level, _told(progress))
+    return build.engine(proto, profiles, plugins)
 
 
 class _Build:
@@ -102,9 +108,11 @@ class _Build:
         precision: str,
         timing_cache: str | os.PathLike[str] | None,
         workspace: int | None,
+        optimization_level: int | None,
         progress: Progress | None,
     ) -> None:
         self.trt, self.precision, self.workspace, self.progress = trt, precision, workspace, progress
+        self.optimization_level = optimization_level
         self.timing_cache = Path(timing_cache) if timing_cache is not None else None
         self.notes: list[str] = []
         self.by_flags = hasattr(trt.BuilderFlag, "FP16")
@@ -198,6 +206,12 @@ class _Build:
             self.config.set_tactic_sources(self.config.get_tactic_sources() & ~cudnn)
         if self.workspace is not None:
             self.config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.workspace << 20)
+        if self.optimization_level is not None:
+            if not hasattr(self.config, "builder_optimization_level"):
+                raise OptionError(
+                    f"{tensorrt_module.describe(self.trt)} has no optimization levels: leave optimization_level out"
+                )
+            self.config.builder_optimization_level = self.optimization_level
         if hasattr(self.config, "profiling_verbosity"):
             self.config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         for each in ranges:

@@ -63,7 +63,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_build_passes_everything_on(folder: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--precision", "bf16", "--profile", "x=1x3,4x3,8x3", "--timing-cache", "t.cache", "--plugins", "off"]
-    more = ["--workspace", "64", "--tensorrt", "tensorrt_rtx"]
+    more = ["--workspace", "64", "--optimization-level", "2", "--tensorrt", "tensorrt_rtx"]
     assert cli.main(["build", "model.onnx", "-o", "out.engine", *options, *more]) == cli.OK
     assert asked == {
         "model": "model.onnx",
@@ -72,6 +72,7 @@ def test_build_passes_everything_on(folder: Path, asked: dict[str, Any], capsys:
         "timing_cache": "t.cache",
         "plugins": "off",
         "workspace": 64,
+        "optimization_level": 2,
         "progress": False,
         "tensorrt": "tensorrt_rtx",
     }

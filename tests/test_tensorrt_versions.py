@@ -218,6 +218,25 @@ def test_a_timing_cache_that_cannot_be_written_is_told_before_the_build(place: s
     assert not trt.parsed.ByteSize()
 
 
+def test_the_optimization_level_is_passed_on_where_there_is_one(use: Any) -> None:
+    trt = use("8.6.0")
+    with pytest.raises(OptionError, match="no optimization levels"):
+        tensorrt.build(model(), optimization_level=1)
+    trt = use("10.9.0")
+    trt.config.builder_optimization_level = 3
+    tensorrt.build(model())
+    assert trt.config.builder_optimization_level == 3
+    tensorrt.build(model(), optimization_level=0)
+    assert trt.config.builder_optimization_level == 0
+
+
+@pytest.mark.parametrize("level", [-1, 6])
+def test_an_optimization_level_that_cannot_be(level: int, use: Any) -> None:
+    use("10.9.0")
+    with pytest.raises(OptionError, match=f"0 to 5, and {level} was given"):
+        tensorrt.build(model(), optimization_level=level)
+
+
 @pytest.mark.parametrize("workspace", [0, -1])
 def test_a_workspace_that_cannot_be(workspace: int, use: Any) -> None:
     use("10.9.0")
