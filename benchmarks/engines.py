@@ -111,7 +111,11 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def _result(name: str, folder: Path) -> Path:
-    return folder / "results" / f"{name.replace(' ', '_').replace('=', '')}.json"
+    return folder / "results" / f"{_file_name(name)}.json"
+
+
+def _file_name(name: str) -> str:
+    return name.replace(" ", "_").replace("=", "")
 
 
 def _keep(name: str, found: Any, folder: Path) -> None:
@@ -207,7 +211,7 @@ def _pair_name(pair: tuple[Job, Job]) -> str:
 
 
 def _plan(job: Job, folder: Path) -> Path:
-    return folder / f"{job.name.replace(' ', '_').replace('=', '')}.engine"
+    return folder / f"{_file_name(job.name)}.engine"
 
 
 def _engine(job: Job, folder: Path) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def main() -> int:
 def missed_bars(found: dict[str, Any]) -> list[str]:
     missed = []
     for job in engines.JOBS:
-        row = found["engines"].get(job.name)
-        bar = FP32_BAR if job.precision == "fp32" else FP16_BAR
         if not job.optimized:
             continue
+        row = found["engines"].get(job.name)
+        bar = FP32_BAR if job.precision == "fp32" else FP16_BAR
         if row is None or "error" in row:
             missed.append(f"{job.name}: {row['error'] if row else 'not built'}")
         elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != engines.MODELS[job.model][2]:

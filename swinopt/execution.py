@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ class Execution:
                 work()
             context.stream.synchronize()
             graphs = _recorded(context, works) if graph else []
-            launches: list[Callable[[], None]] = [lambda g=g: g.launch(context.stream) for g in graphs] or list(works)  # type: ignore[misc]
+            launches: list[Callable[[], None]] = [partial(g.launch, context.stream) for g in graphs] or list(works)
             for index in range(warmup):
                 launches[index % rotate]()
             marks = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
@@ -264,7 +265,7 @@ class _Context:
         """Mean milliseconds of each layer."""
         times: dict[str, float] = defaultdict(float)
 
-        class Profiler(self._trt.IProfiler):  # type: ignore[misc, name-defined]
+        class Profiler(self._trt.IProfiler):  # type: ignore[misc, name-defined]  # a module that is chosen at run time
             def __init__(self) -> None:
                 super().__init__()
 

@@ -279,7 +279,7 @@ class _Build:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a module that is chosen at run time
         """Tells of every step. What the listener raises stops the build, and is raised again when TensorRT is out."""
 
         def __init__(self) -> None:

@@ -99,7 +99,7 @@ def logger(trt: Any) -> Any:
         severity.VERBOSE: logging.DEBUG,
     }
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a module that is chosen at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=20)

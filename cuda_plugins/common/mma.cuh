@@ -10,7 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "approximate.cuh"
+#include "arithmetic.cuh"
 
 namespace swinopt {
 
@@ -127,8 +127,6 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
-
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
 __device__ __forceinline__ void store_16_bytes(void* to, unsigned x, unsigned y, unsigned z, unsigned w) {
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");

@@ -1,7 +1,7 @@
 // Where the slots of a shifted window come from, and which of them see each other. No data is touched here.
 #pragma once
 
-#include "../common/approximate.cuh"
+#include "../common/arithmetic.cuh"
 #include "params.h"
 
 namespace swinopt {

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
             to[row * kStride + c] = slot.token != kNoSlot && c < p.head_dim ? from[c] : 0.0f;
     };
     // 1 / max(|x|, 1e-12) of the row that this thread helped to load, in all four threads.
-    auto const reciprocal_norm = [&](float const* rows) {
+    auto const exact_reciprocal_norm = [&](float const* rows) {
         float sum = 0;
         for (int c = threadIdx.x % 4; c < kDim; c += 4) {
             float const x = rows[threadIdx.x / 4 * kStride + c];
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
     float factor = p.scale;
     if (kCosine) {
         // The norm of q goes into q itself.
-        float const norm = reciprocal_norm(memory.q);
+        float const norm = exact_reciprocal_norm(memory.q);
         for (int c = threadIdx.x % 4; c < kDim; c += 4) memory.q[threadIdx.x / 4 * kStride + c] *= norm;
         factor = static_cast<float const*>(p.logit_scale)[head];
     }
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
 #pragma unroll
     for (int r = 0; r < kRowsOfWarp; ++r) {
         own[r] = slot_at(p, window, coordinates, first_row + r);
-        largest[r] = __int_as_float(0xff800000);
+        largest[r] = minus_infinity();
     }
     float const* const bias = static_cast<float const*>(p.relative_position_bias) + static_cast<long long>(head) * n * n;
 
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
         load_rows(memory.k, slot, 1);
         load_rows(memory.v, slot, 2);
         if (kCosine) {
-            float const norm = reciprocal_norm(memory.k);
+            float const norm = exact_reciprocal_norm(memory.k);
             if (threadIdx.x % 4 == 0) memory.k_norm[threadIdx.x / 4] = norm;
         }
         if (threadIdx.x % 4 == 0) memory.region[threadIdx.x / 4] = slot.region;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
 #pragma unroll
         for (int r = 0; r < kRowsOfWarp; ++r) {
             int const row = first_row + r;
-            float score = __int_as_float(0xff800000);
+            float score = minus_infinity();
             if (key < n) {
                 score = s[r] * (kCosine ? factor * memory.k_norm[lane] : factor);
                 if (row < n) score += bias[static_cast<long long>(row) * n + key];

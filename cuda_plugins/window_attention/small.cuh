@@ -212,7 +212,7 @@ struct SmallWindow {
                 for (int i = 2 * r; i < 2 * r + 2; ++i) s[t][i] = exp2_approximately(s[t][i] * exponent - largest);
         }
 
-        // The fifth column of the product is that of a v of ones: it sums up the weights.
+        // One product more than v has columns for, with ones: it sums up the weights.
         float o[4][4] = {}, total[4] = {};
         unsigned const one = Pair<T>::pack(1, 1);
 #pragma unroll
@@ -321,8 +321,7 @@ __global__ void __launch_bounds__(16 * most_warps(kTiles, kCosine), 2) window_at
     float factor = p.scale;
     if (kCosine) factor = static_cast<float>(static_cast<T const*>(p.logit_scale)[head]);
     T const* const all_bias = static_cast<T const*>(p.relative_position_bias) + static_cast<long long>(first_head) * n * n;
-    load_bias<T, kTiles>(bias, all_bias, p.heads_per_block, n, row_group, p.row_groups,
-                         p.inverse_scale);
+    load_bias<T, kTiles>(bias, all_bias, p.heads_per_block, n, row_group, p.row_groups, p.inverse_scale);
     __syncthreads();
 
     for (; index < end; index += step) {

@@ -142,14 +142,7 @@ def error_of(
         make(heads).abs_().mul_(5).add_(5) if cosine else None,
         make(3 * channels) if padded else None,
     ]
-    attributes = {
-        "window_size": window,
-        "shift_size": shift,
-        "num_heads": heads,
-        "scale": scale,
-        "mask_value": -100.0,
-        "roll_first": int(roll_first),
-    }
+    attributes = truth.attention_attributes(window, shift, heads, scale, roll_first)
     output = Poisoned(batch, *size, channels, dtype=dtype, misaligned=misaligned)
     run(emulated, "WindowAttention", inputs, [output], attributes, device=device, lazy=lazy)
     return truth.relative_error(output.tensor, truth.window_attention(*inputs, **attributes))

@@ -38,13 +38,8 @@ def window_attention(
 
     x = qkv.double()
     x = pad(torch.roll(x, back, axes)) if roll_first else torch.roll(pad(x), back, axes)
-    slots = _partition(x, window_size)
-    regions = torch.zeros(1, *padded, 1, dtype=torch.long, device=qkv.device)
-    for axis, (extent, shift) in enumerate(zip(padded, shift_size, strict=True)):
-        before = torch.arange(extent, device=qkv.device) < extent - shift
-        regions += before.long().reshape([-1 if a == axis else 1 for a in range(-1, len(padded) + 1)]) << axis
-    region = _partition(regions, window_size)[0, :, :, 0]
-
+    slots = partition(x, window_size)
+    visible = same_region(padded, window_size, shift_size, qkv.device)
     head_dim = channels // 3 // num_heads
     q, k, v = slots.unflatten(-1, (3, num_heads, head_dim)).permute(3, 0, 1, 4, 2, 5)
     if logit_scale is None:
@@ -52,15 +47,25 @@ def window_attention(
     else:
         q, k = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-12) for t in (q, k))
         scores = logit_scale.double()[:, None, None] * (q @ k.transpose(-1, -2))
-    mask = (region[:, :, None] != region[:, None, :]).double() * mask_value
+    mask = (~visible).double() * mask_value
     scores = scores + relative_position_bias.double() + mask[None, :, None]
     attended = (scores.softmax(-1) @ v).transpose(2, 3).flatten(3)
-    x = _reverse(attended, padded, window_size)
+    x = reverse(attended, padded, window_size)
     crop = (slice(None), *(slice(0, s) for s in size))
     return torch.roll(x[crop], tuple(shift_size), axes) if roll_first else torch.roll(x, tuple(shift_size), axes)[crop]
 
 
-def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
+def same_region(padded: Sequence[int], window: Sequence[int], shift: Sequence[int], device: Any) -> Tensor:
+    """[windows, slots, slots]: whether two slots of a window come from one region of the rolled map."""
+    regions = torch.zeros(1, *padded, 1, dtype=torch.long, device=device)
+    for axis, (extent, by) in enumerate(zip(padded, shift, strict=True)):
+        before = torch.arange(extent, device=device) < extent - by
+        regions += before.long().reshape([-1 if a == axis else 1 for a in range(-1, len(padded) + 1)]) << axis
+    region = partition(regions, window)[0, :, :, 0]
+    return region[:, :, None] == region[:, None, :]
+
+
+def partition(x: Tensor, window: Sequence[int]) -> Tensor:
     """[B, *padded, C] to [B, windows, slots, C]."""
     for axis, extent in enumerate(window):
         x = x.unflatten(1 + 2 * axis, (-1, extent))
@@ -69,7 +74,8 @@ def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
     return x.permute(order).flatten(1 + count, 2 * count).flatten(1, count)
 
 
-def _reverse(x: Tensor, padded: Sequence[int], window: Sequence[int]) -> Tensor:
+def reverse(x: Tensor, padded: Sequence[int], window: Sequence[int]) -> Tensor:
+    """[B, windows, slots, C] back to [B, *padded, C]."""
     grid = [p // w for p, w in zip(padded, window, strict=True)]
     count = len(window)
     x = x.unflatten(2, tuple(window)).unflatten(1, tuple(grid))
@@ -179,6 +185,20 @@ def random(shape: Sequence[int], dtype: torch.dtype, *, factor: float = 1.0, mis
     return Buffer(shape, dtype, misaligned=misaligned).fill(factor * torch.randn(tuple(shape), device="cuda"))
 
 
+def attention_attributes(
+    window: Sequence[int], shift: Sequence[int], heads: int, scale: float, roll_first: bool = False
+) -> dict[str, Any]:
+    """All attributes of a WindowAttention."""
+    return {
+        "window_size": list(window),
+        "shift_size": list(shift),
+        "num_heads": heads,
+        "scale": scale,
+        "mask_value": -100.0,
+        "roll_first": int(roll_first),
+    }
+
+
 def window_attention_error(
     size: Sequence[int],
     window: Sequence[int],
@@ -200,14 +220,7 @@ def window_attention_error(
     bias = random((heads, n, n), dtype, misaligned=misaligned)
     logit_scale = (5 + 10 * torch.rand(heads, device="cuda")).to(dtype) if cosine else None
     pad_qkv = random((3 * channels,), dtype, misaligned=misaligned) if padded else None
-    attributes = {
-        "window_size": list(window),
-        "shift_size": list(shift),
-        "num_heads": heads,
-        "scale": head_dim**-0.5 if scale is None else scale,
-        "mask_value": -100.0,
-        "roll_first": int(roll_first),
-    }
+    attributes = attention_attributes(window, shift, heads, head_dim**-0.5 if scale is None else scale, roll_first)
     output = Buffer((batch, *size, channels), dtype, misaligned=misaligned)
     inputs = [qkv, bias, logit_scale, pad_qkv]
     launched("WindowAttention", inputs, [output.tensor], attributes)

@@ -3,7 +3,7 @@
 
 #include "../cuda_bf16.h"
 #include "../cuda_fp16.h"
-#include "approximate.cuh"
+#include "arithmetic.cuh"
 
 namespace swinopt {
 
@@ -113,8 +113,6 @@ inline void store_16_bytes(void* to, unsigned x, unsigned y, unsigned z, unsigne
     if (reinterpret_cast<std::uintptr_t>(to) % 16) emulation::fail("a store of 16 bytes that is not aligned");
     *static_cast<uint4*>(to) = {x, y, z, w};
 }
-
-inline float minus_infinity() { return -HUGE_VALF; }
 
 inline float sum_of_quad(float x) {
     x += __shfl_xor_sync(~0u, x, 1);

@@ -1,9 +1,12 @@
-// What the special function unit computes in one instruction, to about two units in the last place of float.
+// Floats: minus infinity, and what the special function unit computes in one instruction to about two units in the last
+// place.
 #pragma once
 
 namespace swinopt {
 
 constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
 // 2^x with an error of two units in the last place, and 0 for -infinity.
 __device__ __forceinline__ float exp2_approximately(float x) {

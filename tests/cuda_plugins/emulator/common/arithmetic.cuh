@@ -1,4 +1,4 @@
-// The CPU's stand-in for cuda_plugins/common/approximate.cuh.
+// The CPU's stand-in for cuda_plugins/common/arithmetic.cuh.
 #pragma once
 
 #include <cmath>
@@ -6,6 +6,8 @@
 namespace swinopt {
 
 constexpr float kLog2E = 1.4426950408889634f;
+
+inline float minus_infinity() { return -HUGE_VALF; }
 
 inline float exp2_approximately(float x) { return std::exp2(x); }
 inline float reciprocal_approximately(float x) { return 1 / x; }
