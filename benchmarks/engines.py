@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,14 @@ def main() -> int:
     parser.add_argument("step", choices=("export", "build", "time"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", action="append", help="a kind of export, or the start of an engine's name")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th engine from the i-th on")
     arguments = parser.parse_args()
     (arguments.folder / "results").mkdir(parents=True, exist_ok=True)
     if arguments.step == "export":
         export(arguments.folder, arguments.only)
     elif arguments.step == "build":
-        build(arguments.folder, arguments.only)
+        part, parts = map(int, arguments.part.split("/"))
+        build(arguments.folder, arguments.only, JOBS[part::parts])
     else:
         time_pairs(arguments.folder)
     return 0
@@ -190,10 +192,10 @@ def export(folder: Path, only: list[str] | None) -> None:
 # -------------------------------------------------------------------------------------------------------------- build
 
 
-def build(folder: Path, only: list[str] | None) -> None:
-    """Builds every engine, or those whose names start with one of ``only``, and compares them with PyTorch."""
+def build(folder: Path, only: list[str] | None, jobs: Sequence[Job] = JOBS) -> None:
+    """Builds engines, all or those whose names start with one of ``only``, and compares them with PyTorch."""
     _keep("machine", _machine(), folder)
-    for job in JOBS:
+    for job in jobs:
         wanted = only is None or job.name.startswith(tuple(only))
         if wanted and not _result(job.name, folder).exists():
             _keep(job.name, {**asdict(job), **_engine(job, folder)}, folder)

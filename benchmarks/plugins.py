@@ -1,6 +1,7 @@
 """The CUDA plugins on the GPU at hand, from the kernels to whole engines, and the page of results.
 
-    python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--steps kernels,export,engines,report]
+    python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--at-a-time 2]
+                                 [--steps kernels,export,engines,report]
 
 Run it where PyTorch with CUDA, cuda-bindings and timm are. Engines are built by ``--tensorrt-python``, by default the
 same Python: TensorRT 8.6 wants Python 3.10 and needs no PyTorch; the plugin library has to be in its place or named by
@@ -32,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensorrt-python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "plugins")
+    parser.add_argument("--at-a-time", type=int, default=2, help="engines that are built at the same time")
     parser.add_argument("--steps", default="kernels,export,engines,report")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -44,8 +46,12 @@ def main() -> int:
     if "export" in steps:
         subprocess.run([sys.executable, here / "engines.py", "export", folder], check=True)
     if "engines" in steps:
-        for step in ("build", "time"):
-            subprocess.run([arguments.tensorrt_python, here / "engines.py", step, folder], check=True)
+        command = [arguments.tensorrt_python, here / "engines.py"]
+        count = arguments.at_a_time
+        builders = [subprocess.Popen([*command, "build", folder, "--part", f"{i}/{count}"]) for i in range(count)]
+        if any([builder.wait() for builder in builders]):
+            raise SystemExit("a process that builds engines has failed; what it says stands above")
+        subprocess.run([*command, "time", folder], check=True)
     if "report" not in steps:
         return 0
     found = {**json.loads(kernels.read_text()), **engines.results(folder)}

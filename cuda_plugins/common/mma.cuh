@@ -103,10 +103,11 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&m)[4], void 
                  : "r"(shared_address(row)));
 }
 
-// 16 bytes from global to shared memory, or 16 zeros, without waiting for them where the GPU can do that.
+// 16 bytes from global to shared memory, or 16 zeros, without waiting for them where the GPU can do that. What lies
+// beside them comes to the L2 cache as well: another head of the same tokens, which is wanted at about the same time.
 __device__ __forceinline__ void copy_16_bytes(void* to, void const* from, bool there) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(there ? 16 : 0)
                  : "memory");
 #else

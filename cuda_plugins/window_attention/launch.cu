@@ -6,12 +6,22 @@ namespace {
 
 using Kernel = void (*)(WindowAttentionParams);
 
+template <class T, int kTiles, bool kCosine>
+Kernel small_kernel_of(int row_tiles) {
+    constexpr int kAll = (kTiles + 1) / 2;
+    switch (row_tiles) {
+        case 1: return window_attention_small<T, kTiles, 1, kCosine>;
+        case 2: return window_attention_small<T, kTiles, 2, kCosine>;
+        default: return window_attention_small<T, kTiles, kAll, kCosine>;
+    }
+}
+
 template <class T, bool kCosine>
-Kernel small_kernel(int keys) {
-    switch (keys) {
-        case 32: return window_attention_small<T, 4, kCosine>;
-        case 56: return window_attention_small<T, 7, kCosine>;
-        default: return window_attention_small<T, 8, kCosine>;
+Kernel small_kernel(WindowAttentionPlan const& plan) {
+    switch (plan.keys) {
+        case 32: return small_kernel_of<T, 4, kCosine>(plan.row_tiles);
+        case 56: return small_kernel_of<T, 7, kCosine>(plan.row_tiles);
+        default: return small_kernel_of<T, 8, kCosine>(plan.row_tiles);
     }
 }
 
@@ -49,7 +59,7 @@ Kernel single_kernel(int dim) {
 
 template <class T, bool kCosine>
 Kernel half_kernel(WindowAttentionPlan const& plan) {
-    if (plan.kernel == WindowAttentionKernel::kSmall) return small_kernel<T, kCosine>(plan.keys);
+    if (plan.kernel == WindowAttentionKernel::kSmall) return small_kernel<T, kCosine>(plan);
     return plan.keys == 48 ? tiled_kernel<T, 48, kCosine>(plan.dim) : tiled_kernel<T, 64, kCosine>(plan.dim);
 }
 

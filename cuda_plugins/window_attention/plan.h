@@ -15,6 +15,7 @@ struct WindowAttentionPlan {
     int blocks;
     int threads;
     int shared_bytes;
+    int row_tiles = 0;  // kSmall: of 16 queries, those that a block computes
 };
 
 constexpr int kLargestWindow = 1024, kLargestHead = 128, kLargestSmallWindow = 64, kSmallHead = 32;
@@ -84,14 +85,14 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
                 128, single_storage_bytes(dim)};
     }
     int const tiles = window <= 32 ? 4 : window <= 56 ? 7 : 8;
-    int const most_warps = tiles <= 7 && !p.logit_scale ? 16 : 12;  // as small.cuh says
+    auto const most_warps = [&](int row_tiles) { return tiles * row_tiles <= 8 ? 16 : 8; };  // as small.cuh says
     int const head_bytes = 4 * window * (tiles % 2 ? 8 * tiles : 8 * tiles + 8);  // of one head's bias in float
     int const warp_bytes = 3 * tiles * 32 * 16;
     bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow &&
                           are_aligned({p.qkv, p.pad_qkv, p.output}, 16) && (p.logit_scale || p.scale > 1e-6f) &&
                           head_bytes + warp_bytes <= device.shared_bytes &&
                           windows * window * 6 * p.num_heads * kSmallHead < 1ll << 32 && windows < 1ll << 21;
-    int const row_tiles = ceil_div(window, 16);
+    int const all_row_tiles = ceil_div(window, 16);
     if (!is_small) {
         int const dim = p.head_dim <= 16   ? 16
                         : p.head_dim <= 32 ? 32
@@ -99,38 +100,43 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
                         : p.head_dim <= 96 ? 96
                                            : 128;
         int const keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
-        p.row_groups = ceil_div(row_tiles, 4);
-        int const warps = ceil_div(row_tiles, p.row_groups);
+        p.row_groups = ceil_div(all_row_tiles, 4);
+        int const warps = ceil_div(all_row_tiles, p.row_groups);
         int const query_slots = p.row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;
         int const slots = query_slots > key_slots ? query_slots : key_slots;
         return {WindowAttentionKernel::kTiled, dim, keys, p.row_groups * static_cast<int>(windows) * p.num_heads,
                 32 * warps, tiled_storage_bytes(dim, keys) + 4 * slots};
     }
-    // The most warps that a multiprocessor takes, as two blocks or as one, and in a block as many heads side by side as
+    // The most warps that a multiprocessor takes, as one block or as two, and in a block as many heads side by side as
     // divide the heads.
+    int row_tiles = all_row_tiles <= 2 ? all_row_tiles : 4;
     int blocks = 0, warps = 0;
-    for (int b = 2; b >= 1; --b) {
+    for (int b = 1; b <= 2; ++b) {
         int const room = (device.shared_bytes + kReserved) / b - kReserved;
         for (int heads = 4; heads >= 1; --heads) {
-            int const abreast = (room - heads * head_bytes) / (heads * warp_bytes);
-            int const fit = heads * (2 * abreast * heads < most_warps ? abreast : most_warps / 2 / heads);
-            if (p.num_heads % heads == 0 && fit > 0 && b * fit > blocks * warps)
-                blocks = b, warps = fit, p.heads_per_block = heads;
+            int const abreast = (room - heads * head_bytes) / (heads * warp_bytes), most = most_warps(row_tiles) / b;
+            int const fit = heads * (abreast * heads < most ? abreast : most / heads);
+            if (p.num_heads % heads == 0 && b * fit > blocks * warps) blocks = b, warps = fit, p.heads_per_block = heads;
         }
     }
-    // One wave of blocks, so that the bias is read rarely. No wider than there are windows for.
+    // One wave of blocks, so that the bias is read rarely. No wider than it takes to get done in as many rounds.
     int const head_groups = p.num_heads / p.heads_per_block;
     int const share = ceil_div(windows * head_groups, static_cast<long long>(blocks) * device.multiprocessors);
-    int const abreast = share < warps / p.heads_per_block ? share : warps / p.heads_per_block;
-    p.windows_per_block = abreast * ceil_div(share, abreast);
+    int const rounds = ceil_div(share, warps / p.heads_per_block), abreast = ceil_div(share, rounds);
+    p.windows_per_block = abreast * rounds;
     int const chunks = ceil_div(windows, p.windows_per_block) * head_groups;
     int const bytes = p.heads_per_block * (head_bytes + abreast * warp_bytes);
     // A small map leaves multiprocessors idle: then several blocks share the queries of a window.
-    long long const resident = (device.shared_bytes + kReserved) / (bytes + kReserved);
-    long long const room = resident * device.multiprocessors;
-    while (2 * p.row_groups <= row_tiles && 2ll * p.row_groups * chunks <= room) p.row_groups *= 2;
+    long long const by_memory = (device.shared_bytes + kReserved) / (bytes + kReserved);
+    while (row_tiles > 1) {
+        long long const by_warps = most_warps(row_tiles / 2) / (abreast * p.heads_per_block);
+        long long const room = (by_memory < by_warps ? by_memory : by_warps) * device.multiprocessors;
+        int const row_groups = ceil_div(all_row_tiles, row_tiles / 2);
+        if (static_cast<long long>(row_groups) * chunks > room) break;
+        row_tiles /= 2, p.row_groups = row_groups;
+    }
     return {WindowAttentionKernel::kSmall, kSmallHead, 8 * tiles, chunks * p.row_groups,
-            32 * abreast * p.heads_per_block, bytes};
+            32 * abreast * p.heads_per_block, bytes, row_tiles};
 }
 
 }  // namespace swinopt

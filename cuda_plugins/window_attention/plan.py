@@ -163,9 +163,8 @@ def _cut(
         dim = _at_least(p.head_dim, _SINGLE_DIMS)
         floats = 3 * 32 * (dim + 4) + 4 * 8 * 32 + 2 * 32
         return "single", [str(dim)], math.ceil(n / 32) * windows * p.num_heads, 128, 4 * floats
-    row_tiles = math.ceil(n / 16)
+    all_row_tiles = math.ceil(n / 16)
     tiles = _at_least(math.ceil(n / 8), _SMALL_TILES) if n <= _LARGEST_SMALL_WINDOW else 0
-    most_warps = 16 if tiles <= 7 and not cosine else 12  # as small.cuh says
     head_bytes = 4 * n * (8 * tiles if tiles % 2 else 8 * tiles + 8)  # of one head's bias in float
     warp_bytes = 3 * tiles * 32 * 16
     is_small = (
@@ -180,33 +179,45 @@ def _cut(
     if not is_small:
         dim = _at_least(p.head_dim, _TILED_DIMS)
         keys = 48 if math.ceil(n / 48) * 48 < math.ceil(n / 64) * 64 else 64
-        p.row_groups = math.ceil(row_tiles / 4)
-        warps, stages = math.ceil(row_tiles / p.row_groups), 2 if dim <= 64 else 1
+        p.row_groups = math.ceil(all_row_tiles / 4)
+        warps, stages = math.ceil(all_row_tiles / p.row_groups), 2 if dim <= 64 else 1
         slots = max(p.row_groups * warps * 16, math.ceil(n / keys) * keys)
         shared = 2 * (64 + 2 * stages * keys) * (dim + 8) + 4 * keys + 4 * slots
         arguments = [CUDA_TYPES[dtype], str(dim), str(keys)]
         return "tiled", arguments, p.row_groups * windows * p.num_heads, 32 * warps, shared
-    # The most warps that a multiprocessor takes, as two blocks or as one, and in a block as many heads side by side as
+    # The most warps that a multiprocessor takes, as one block or as two, and in a block as many heads side by side as
     # divide the heads.
+    row_tiles = all_row_tiles if all_row_tiles <= 2 else 4
     blocks = warps = 0
-    for b, heads in itertools.product((2, 1), (4, 3, 2, 1)):
+    for b, heads in itertools.product((1, 2), (4, 3, 2, 1)):
         room = (device.shared_bytes + _RESERVED) // b - _RESERVED
-        fit = heads * min((room - heads * head_bytes) // (heads * warp_bytes), most_warps // 2 // heads)
+        most = _most_warps(tiles, row_tiles) // b
+        fit = heads * min((room - heads * head_bytes) // (heads * warp_bytes), most // heads)
         if p.num_heads % heads == 0 and b * fit > blocks * warps:
             blocks, warps, p.heads_per_block = b, fit, heads
-    # One wave of blocks, so that the bias is read rarely. No wider than there are windows for.
+    # One wave of blocks, so that the bias is read rarely. No wider than it takes to get done in as many rounds.
     head_groups = p.num_heads // p.heads_per_block
     share = math.ceil(windows * head_groups / (blocks * device.multiprocessors))
-    abreast = min(share, warps // p.heads_per_block)
-    p.windows_per_block = abreast * math.ceil(share / abreast)
+    rounds = math.ceil(share / (warps // p.heads_per_block))
+    abreast = math.ceil(share / rounds)
+    p.windows_per_block = abreast * rounds
     chunks = math.ceil(windows / p.windows_per_block) * head_groups
     shared = p.heads_per_block * (head_bytes + abreast * warp_bytes)
     # A small map leaves multiprocessors idle: then several blocks share the queries of a window.
-    room = (device.shared_bytes + _RESERVED) // (shared + _RESERVED) * device.multiprocessors
-    while 2 * p.row_groups <= row_tiles and 2 * p.row_groups * chunks <= room:
-        p.row_groups *= 2
-    arguments = [CUDA_TYPES[dtype], str(tiles)]
+    by_memory = (device.shared_bytes + _RESERVED) // (shared + _RESERVED)
+    while row_tiles > 1:
+        by_warps = _most_warps(tiles, row_tiles // 2) // (abreast * p.heads_per_block)
+        row_groups = math.ceil(all_row_tiles / (row_tiles // 2))
+        if row_groups * chunks > min(by_memory, by_warps) * device.multiprocessors:
+            break
+        row_tiles, p.row_groups = row_tiles // 2, row_groups
+    arguments = [CUDA_TYPES[dtype], str(tiles), str(row_tiles)]
     return "small", arguments, chunks * p.row_groups, 32 * abreast * p.heads_per_block, shared
+
+
+def _most_warps(tiles: int, row_tiles: int) -> int:
+    """As small.cuh says."""
+    return 16 if tiles * row_tiles <= 8 else 8
 
 
 def _at_least(size: int, sizes: Sequence[int]) -> int:

@@ -149,7 +149,7 @@ def error_of(
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])
-@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("multiprocessors", [1, 3, 132])
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(
     ("window", "size"),
@@ -164,7 +164,7 @@ def test_small_windows(
     multiprocessors: int,
     lazy: bool,
 ) -> None:
-    """One multiprocessor gives every block several windows in a row, many give several blocks a window."""
+    """One multiprocessor gives every block several windows in a row; with more of them two or four blocks share one."""
     device = Device(90, multiprocessors, HOPPER.shared_bytes)
     shift = tuple(w // 2 for w in window)
     error = error_of(

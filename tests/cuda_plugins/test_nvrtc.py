@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -------------------------------------------------------------------------------------------------------- all kernels
 
 
-def attention(dtype: str, window: int, head_dim: int, *, cosine: bool, pointer: int, device: Device) -> Launch:
+def attention(
+    dtype: str, window: int, head_dim: int, *, cosine: bool, pointer: int, device: Device, batch: int = 900
+) -> Launch:
+    """Of a window an image: many of them, which have blocks to themselves, or few, which several blocks share."""
     def tensor(*shape: int) -> Tensor:
         return Tensor(shape, dtype, pointer)
 
     n, channels = window * window, 2 * head_dim
     return cuda_plugins.plan(
         "WindowAttention",
-        [tensor(1, window, window, 3 * channels), tensor(2, n, n), tensor(2) if cosine else None, None],
-        [tensor(1, window, window, channels)],
+        [tensor(batch, window, window, 3 * channels), tensor(2, n, n), tensor(2) if cosine else None, None],
+        [tensor(batch, window, window, channels)],
         {"window_size": [window] * 2, "shift_size": [0, 0], "num_heads": 2, "scale": 1.0},
         device,
     )
@@ -63,8 +67,9 @@ def launches(capability: int) -> Iterator[Launch]:
     device = Device(capability, multiprocessors=100, shared_bytes=64 * 1024)
     dtypes = [dtype for dtype in CUDA_TYPES if dtype != "bfloat16" or capability >= 80]
     for dtype, pointer in itertools.product(dtypes, (0, 4)):  # aligned to 16 bytes, or to an element alone
-        for window, dim, cosine in itertools.product((4, 7, 8, 12), (16, 32, 64, 96, 128), (False, True)):
-            yield attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=device)
+        for window, dim, cosine in itertools.product((4, 5, 7, 8, 12), (16, 32, 64, 96, 128), (False, True)):
+            for batch in (1, 50, 900):
+                yield attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=device, batch=batch)
         for channels in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
             yield add_layer_norm(dtype, channels, pointer, device)
             yield patch_merging(dtype, channels // 4, pointer, device)
@@ -74,6 +79,7 @@ def launches(capability: int) -> Iterator[Launch]:
 def test_every_kernel_that_a_plan_can_name_compiles(capability: int) -> None:
     kernels = {(launch.source, launch.kernel) for launch in launches(capability)}
     assert {source.split("/")[0] for source, _ in kernels} == set(cuda_plugins.FOLDERS.values())
+    assert {row_tiles for _, kernel in kernels for row_tiles in re.findall(r"small<__half, 7, (\d)", kernel)} == set("124")
     for source, kernel in sorted(kernels):
         compiled = nvrtc.compile(source, kernel, capability, ptx=True)
         assert compiled.target == f"compute_{capability}"
@@ -83,7 +89,8 @@ def test_every_kernel_that_a_plan_can_name_compiles(capability: int) -> None:
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_the_kernels_of_the_usual_models_keep_to_registers(capability: int) -> None:
     device = Device(capability, multiprocessors=100, shared_bytes=64 * 1024)
-    hot = [attention("float16", 7, 32, cosine=False, pointer=0, device=device)]
+    few = partial(attention, cosine=False, pointer=0, device=device)
+    hot = [few("float16", 7, 32, batch=batch) for batch in (1, 50, 900)]
     for dtype in ("float16", "bfloat16") if capability >= 80 else ("float16",):
         hot += [attention(dtype, window, 32, cosine=True, pointer=0, device=device) for window in (8, 16)]
         hot.append(attention(dtype, 12, 32, cosine=False, pointer=0, device=device))

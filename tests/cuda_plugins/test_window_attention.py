@@ -118,10 +118,13 @@ def test_a_map_that_is_smaller_than_the_shift_is_rolled_by_the_rest(roll_first: 
 @pytest.mark.parametrize(
     ("asked", "kernel"),
     [
-        ({}, "small<__half, 7, false>"),
-        ({"size": (4, 4), "window": (4, 4)}, "small<__half, 4, false>"),
-        ({"size": (8, 8), "window": (8, 8), "cosine": True}, "small<__half, 8, true>"),
-        ({"dtype": "bfloat16"}, "small<__nv_bfloat16, 7, false>"),
+        ({}, "small<__half, 7, 1, false>"),
+        ({"size": (4, 4), "window": (4, 4)}, "small<__half, 4, 1, false>"),
+        ({"size": (8, 8), "window": (8, 8), "cosine": True}, "small<__half, 8, 1, true>"),
+        ({"dtype": "bfloat16"}, "small<__nv_bfloat16, 7, 1, false>"),
+        ({"size": (21, 21), "batch": 9}, "small<__half, 7, 2, false>"),
+        ({"size": (70, 70), "batch": 9}, "small<__half, 7, 4, false>"),
+        ({"size": (40, 60), "window": (4, 6), "batch": 9}, "small<__half, 4, 2, false>"),
         ({"offset": 2}, "tiled<__half, 32, 64, false>"),
         ({"head_dim": 24}, "tiled<__half, 32, 64, false>"),
         ({"head_dim": 33}, "tiled<__half, 64, 64, false>"),
@@ -226,7 +229,9 @@ WindowAttentionPlan plan(WindowAttentionParams* p, int dtype, Device const* devi
 
 
 class WindowAttentionPlan(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("kernel", "dim", "keys", "blocks", "threads", "shared_bytes")]
+    _fields_ = [
+        (name, ctypes.c_int) for name in ("kernel", "dim", "keys", "blocks", "threads", "shared_bytes", "row_tiles")
+    ]
 
 
 class CppDevice(ctypes.Structure):
@@ -250,7 +255,7 @@ def ask(function: Any, p: WindowAttentionParams, dtype: str, device: Device) -> 
 def kernel_of(there: WindowAttentionPlan, dtype: str, cosine: bool) -> str:
     element, last = CUDA_TYPES[dtype], "true" if cosine else "false"
     arguments = (
-        f"small<{element}, {there.keys // 8}",
+        f"small<{element}, {there.keys // 8}, {there.row_tiles}",
         f"tiled<{element}, {there.dim}, {there.keys}",
         f"single<{there.dim}",
     )
