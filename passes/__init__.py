@@ -1,6 +1,7 @@
 """The passes: one file, one idea. Each is useful alone on any ONNX model."""
 
 from swinopt.passes.eliminate_noops import EliminateNoops
+from swinopt.passes.flatten_tokens import FlattenTokens
 from swinopt.passes.fold_attention_bias import FoldAttentionBias
 from swinopt.passes.fold_constants import FoldConstants
 from swinopt.passes.fold_query_scale import FoldQueryScale
@@ -20,6 +21,7 @@ from swinopt.passes.spell_out_gelu import SpellOutGelu
 #: All of them, for the registry.
 ALL = (
     EliminateNoops,
+    FlattenTokens,
     FoldAttentionBias,
     FoldConstants,
     FoldQueryScale,
@@ -40,6 +42,7 @@ ALL = (
 __all__ = [
     "ALL",
     "EliminateNoops",
+    "FlattenTokens",
     "FoldAttentionBias",
     "FoldConstants",
     "FoldQueryScale",

@@ -18,15 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from swinopt.graph import Tensor, attr, is_standard, literal, made_by, producer
+from swinopt.graph import Tensor, is_standard, literal, made_by, producer
 from swinopt.linear import linear_of
 from swinopt.movement import VIEW_OPS, is_movement
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
-
-_UNARY = {"Gelu", "Relu", "Erf", "Tanh", "Sigmoid", "Sqrt", "Exp", "Neg", "Cast", "HardSwish", "LeakyRelu", "Clip"}
-_OVER_LAST_AXIS = {"LayerNormalization", "Softmax", "LogSoftmax"}
-_BINARY = {"Add", "Sub", "Mul", "Div", "Pow"}
+from swinopt.tokenwise import BINARY, OVER_LAST_AXIS, is_parameter, is_tokenwise
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         return _turned_before_flattened(node, rewriter)
     if node.op == "Gemm":
         return _linear(node, rewriter)
-    if not _is_tokenwise(node, rewriter):
+    if not is_tokenwise(node, rewriter):
         return None
     lifted = _lifted_inputs(node, rewriter)
     if lifted is None:
@@ -64,7 +61,7 @@ def _sink(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
         return None
     shapes = [(*shape[:-1], out[-1]) for shape, out in zip(base_shapes, out_shapes, strict=True)]
     attrs = dict(node.attrs)
-    if node.op in _OVER_LAST_AXIS:
+    if node.op in OVER_LAST_AXIS:
         attrs["axis"] = -1
     moved = rewriter.op(node.op, *lifted, hint=f"{node.outputs[0].name}/map", **attrs)
     rewriter.facts.learn(moved, like=node.outputs[0], shapes=shapes)
@@ -127,26 +124,13 @@ def _is_layout(tensor: Tensor) -> bool:
     return node is not None and node.attrs.get("perm") in ([0, 2, 3, 1], [0, 2, 3, 4, 1])
 
 
-def _is_tokenwise(node: gs.Node, rewriter: Rewriter) -> bool:
-    shape = rewriter.facts.shape(node.outputs[0])
-    if shape is None or len(shape) < 2:
-        return False
-    if node.op in _OVER_LAST_AXIS:
-        axis = attr(node, "axis", rewriter.graph.opset)
-        return axis in (-1, len(shape) - 1) and len(node.outputs) == 1
-    if node.op == "MatMul":
-        return isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2
-    return node.op in _UNARY or node.op in _BINARY
-
-
 def _lifted_inputs(node: gs.Node, rewriter: Rewriter) -> list[Any] | None:
     """The node's inputs with every view replaced by what it views; None unless they still fit together."""
     lifted: list[Any] = []
     bases: list[Tensor] = []
     viewed: list[Tensor] = []
     for index, tensor in enumerate(node.inputs):
-        is_parameter = (node.op == "LayerNormalization" and index > 0) or (node.op in ("MatMul", "Clip") and index > 0)
-        if isinstance(tensor, gs.Constant) or is_parameter or tensor.is_empty():
+        if is_parameter(node, index) or tensor.is_empty():
             lifted.append(tensor)
             continue
         base = _viewed(tensor, rewriter)
@@ -159,7 +143,7 @@ def _lifted_inputs(node: gs.Node, rewriter: Rewriter) -> list[Any] | None:
         return None
     if len({str(rewriter.facts.shapes(v)) for v in viewed}) != 1:
         return None
-    if node.op in _BINARY:
+    if node.op in BINARY:
         lifted = [_constant_for(t, bases[0], viewed[0], rewriter) if isinstance(t, gs.Constant) else t for t in lifted]
     return None if any(t is None for t in lifted) else lifted
 

@@ -41,6 +41,9 @@ def for_parser(
         model = _aged(model)
     if not plugins and ops.uses(model):
         model = _spelled_out(model)
+    elif ops.uses(model):
+        # The models that swinopt has brought to maps; others keep the form that their authors gave them.
+        model = Pipeline(passes.FlattenTokens())(model)
     if by_graph and precision in NARROW:
         converted = convert(model, precision)
         model, kept = converted.model, converted.kept

@@ -70,7 +70,7 @@ def _tensorrt() -> Pipeline:
 def _tensorrt_8_6() -> Pipeline:
     from swinopt import passes
 
-    return _normalise().then(passes.SpellOutGelu(), _fuse_attention(), _tidy())
+    return _normalise().then(passes.SpellOutGelu(), _fuse_attention(), _tidy(), passes.FlattenTokens())
 
 
 def _portable() -> Pipeline:

@@ -260,7 +260,11 @@ class _Build:
 
     def _take_timings(self, known: bytes) -> bool:
         cache = self.config.create_timing_cache(known)
-        return cache is not None and bool(self.config.set_timing_cache(cache, False))
+        if cache is None or not self.config.set_timing_cache(cache, False):
+            return False
+        # 8.6 makes an empty cache of what it cannot read.
+        empty = bytes(self.config.create_timing_cache(b"").serialize())
+        return known in (b"", empty) or bytes(cache.serialize()) != empty
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -86,3 +86,26 @@ def test_weights_of_another_precision(precision: str) -> None:
         with pytest.raises(ModelError, match=f"fp16 weights, and {precision} is asked for: build it with fp16"):
             for_parser(half, precision=precision, plugins=True, **options)
         for_parser(half, precision="fp16", plugins=True, **options)
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_tokens_lie_as_rows_from_one_plugin_to_the_next(batch: int | str, versions: dict[str, Any]) -> None:
+    """A linear on a map [B, H, W, C] would be B*H products of W rows each."""
+    block = parse(
+        f"""g (float[{batch}, 8, 8, 4] x) => (float[{batch}, 8, 8, 4] y) {{
+            q = MatMul(x, w)  a = swinopt.WindowAttention
+                <window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(q, bias)
+            p = MatMul(a, v)  y = Add(p, x) }}""",
+        bias=floats(2, 16, 16),
+        w=floats(4, 12),
+        v=floats(4, 4),
+    )
+    found, _ = for_parser(block, precision="fp32", plugins=True, **versions)
+    assert op_counts(found) == {"MatMul": 2, "Add": 1, "Reshape": 4, "swinopt::WindowAttention": 1}
+    made_rows = {node.output[0] for node in found.graph.node if node.op_type == "Reshape"}
+    assert all(node.input[0] in made_rows for node in found.graph.node if node.op_type == "MatMul")
+    assert swinopt.compare(block, found, tolerance=1e-5).passed
+
+    plain = parse("g (float[2, 8, 8, 4] x) => (float[2, 8, 8, 4] y) { y = MatMul(x, w) }", w=floats(4, 4))
+    assert op_counts(for_parser(plain, precision="fp32", plugins=True, **versions)[0]) == {"MatMul": 1}

@@ -53,7 +53,8 @@ class Config:
         return 0
 
     def create_timing_cache(self, data: bytes) -> Any:
-        return SimpleNamespace(data=data, serialize=lambda: data + b"+measured")
+        kept = b"" if data.startswith(b"unreadable") else data
+        return SimpleNamespace(data=data, serialize=lambda: kept + b"+measured")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         if cache.data.startswith(b"foreign"):
@@ -204,10 +205,11 @@ def test_a_timing_cache_is_read_and_written_back(use: Any, tmp_path: Path) -> No
         use("10.9.0")
         assert not tensorrt.build(model(), timing_cache=path).notes
         assert path.read_bytes() == expected
-    path.write_bytes(b"foreign")
-    use("10.9.0")
-    assert "another TensorRT or GPU, and was replaced" in tensorrt.build(model(), timing_cache=path).notes[0]
-    assert path.read_bytes() == b"+measured"
+    for other in (b"foreign", b"unreadable"):
+        path.write_bytes(other)
+        use("10.9.0")
+        assert "another TensorRT or GPU, and was replaced" in tensorrt.build(model(), timing_cache=path).notes[0]
+        assert path.read_bytes() == b"+measured"
 
 
 @pytest.mark.parametrize("place", [".", "no/such/folder/timing.cache"])

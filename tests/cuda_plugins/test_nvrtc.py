@@ -38,6 +38,7 @@ def attention(
     dtype: str, window: int, head_dim: int, *, cosine: bool, pointer: int, device: Device, batch: int = 900
 ) -> Launch:
     """Of a window an image: many of them, which have blocks to themselves, or few, which several blocks share."""
+
     def tensor(*shape: int) -> Tensor:
         return Tensor(shape, dtype, pointer)
 
@@ -79,7 +80,9 @@ def launches(capability: int) -> Iterator[Launch]:
 def test_every_kernel_that_a_plan_can_name_compiles(capability: int) -> None:
     kernels = {(launch.source, launch.kernel) for launch in launches(capability)}
     assert {source.split("/")[0] for source, _ in kernels} == set(cuda_plugins.FOLDERS.values())
-    assert {row_tiles for _, kernel in kernels for row_tiles in re.findall(r"small<__half, 7, (\d)", kernel)} == set("124")
+    assert {row_tiles for _, kernel in kernels for row_tiles in re.findall(r"small<__half, 7, (\d)", kernel)} == set(
+        "124"
+    )
     for source, kernel in sorted(kernels):
         compiled = nvrtc.compile(source, kernel, capability, ptx=True)
         assert compiled.target == f"compute_{capability}"
