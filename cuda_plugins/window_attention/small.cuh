@@ -181,11 +181,12 @@ struct SmallWindow {
                 }
                 mma<T>(s[i][t], q[0], k[t][0], k[t][1]);
                 mma<T>(s[i][t], q[1], k[t][2], k[t][3]);
-                if (!kCosine) continue;
+                if (kCosine) {
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    s[i][t][2 * r] = s[i][t][2 * r] * (row_factor[r] * k_norm[t][0]) + b[r].x;
-                    s[i][t][2 * r + 1] = s[i][t][2 * r + 1] * (row_factor[r] * k_norm[t][1]) + b[r].y;
+                    for (int r = 0; r < 2; ++r) {
+                        s[i][t][2 * r] = s[i][t][2 * r] * (row_factor[r] * k_norm[t][0]) + b[r].x;
+                        s[i][t][2 * r + 1] = s[i][t][2 * r + 1] * (row_factor[r] * k_norm[t][1]) + b[r].y;
+                    }
                 }
             }
         }
