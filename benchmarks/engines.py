@@ -233,6 +233,7 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
             precision=job.precision,
             timing_cache=folder / f"{job.precision}.timing.cache",
             optimization_level=None if job in TIMED else _QUICKLY,
+            plugins="on",
         )
     except swinopt.SwinoptError as error:
         return {"error": " ".join(str(error).split())[:400]}

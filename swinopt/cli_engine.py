@@ -52,11 +52,14 @@ def _build(arguments: argparse.Namespace) -> int:
             "engine": str(engine),
             "plugin_layers": engine.plugin_layers,
             "precision": engine.precision,
+            "choices": [choice.to_dict() for choice in engine.choices],
             "notes": list(engine.notes),
         }
         print(json.dumps(found, indent=2))
     elif not arguments.quiet:
         print(f"{saved}: {megabytes(len(engine.plan))}, {engine}")
+        if engine.choices:
+            print(engine.choices)
         for note in engine.notes:
             print(f"  {note}")
     return _OK
@@ -208,7 +211,11 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", action="append", default=[], metavar="NAME=MIN,OPT,MAX", help=_PROFILE_HELP)
     command.add_argument("--timing-cache", help="a file that remembers measurements, to build faster the next time")
     command.add_argument(
-        "--plugins", default="auto", choices=["auto", "off"], help="off: spell swinopt ops out in standard ones"
+        "--plugins",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="on: a plugin for each swinopt op; off: spell all of them out in standard ones; auto (default): whichever "
+        "is faster on this GPU, measured once for each op and size",
     )
     command.add_argument("--workspace", type=int, metavar="MIB", help="the most scratch memory that a layer may take")
     command.add_argument(

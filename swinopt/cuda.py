@@ -81,9 +81,18 @@ def require_device(purpose: str) -> None:
 
 def device_name() -> str:
     """The name of the current GPU."""
-    properties = call("cudaGetDeviceProperties", call("cudaGetDevice"))
-    name = properties.name
+    name = _properties().name
     return name.split(b"\0")[0].decode() if isinstance(name, bytes) else str(name)
+
+
+def compute_capability() -> str:
+    """That of the current GPU, e.g. ``"9.0"``."""
+    properties = _properties()
+    return f"{properties.major}.{properties.minor}"
+
+
+def _properties() -> Any:
+    return call("cudaGetDeviceProperties", call("cudaGetDevice"))
 
 
 @contextmanager

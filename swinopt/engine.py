@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from swinopt import tensorrt_module
+from swinopt.choice import Choice, Choices
 from swinopt.errors import ModelError, OptionError
 from swinopt.interface import Interface, Shape, Value, text_of
 
@@ -29,6 +30,8 @@ class Engine:
     Attributes:
         plan: the engine, serialized.
         notes: what the builder of the engine should know: numbers that stayed in float32, say.
+        choices: which swinopt ops were measured, and what became of them; print it for a table. Like the notes it is
+            of the build, and no part of the plan: an engine from a file has none.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class Engine:
         plugin_layers: int | None = None,
         precision: str | None = None,
         notes: Sequence[str] = (),
+        choices: Iterable[Choice] = (),
     ) -> None:
         self.plan = plan
         self.precision = precision
         self.notes = tuple(notes)
+        self.choices = Choices(choices)
         self._trt = trt
         self._interface = interface
         self._plugin_layers = plugin_layers
@@ -233,6 +238,7 @@ class Engine:
             for profile in self._interface.profiles:
                 ranges = (f"{name} {', '.join(map(text_of, sizes))}" for name, sizes in profile.items())
                 rows.append(("profile", "; ".join(ranges)))
+        rows += [("measured", f"{c.op}, {len(c.nodes)} nodes: {c.chosen}, {c.why}") for c in self.choices]
         rows += [("note", note) for note in self.notes]
         cells = "".join(f"<tr><th>{kind}</th><td>{html.escape(text)}</td></tr>" for kind, text in rows)
         return f"<table>{cells}</table>"

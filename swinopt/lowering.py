@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 
 from swinopt import handover, ops, opset, passes
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
-from swinopt.pipeline import Pipeline
+from swinopt.pipeline import Pass, Pipeline
 from swinopt.precision import NARROW, convert, weight_precisions
+from swinopt.rewrite import Rewriter
 from swinopt.targets import TARGETS
 
 #: What parsers that do not know Gelu read at most.
@@ -18,7 +21,14 @@ _OLD_OPSET = TARGETS["tensorrt-8.6"].newest_opset
 
 
 def for_parser(
-    model: onnx.ModelProto, *, precision: str, by_graph: bool, plugins: bool, has_gelu: bool
+    model: onnx.ModelProto,
+    *,
+    precision: str,
+    by_graph: bool,
+    plugins: bool,
+    has_gelu: bool,
+    spelled_out: Collection[str] = (),
+    narrow_ends: bool = False,
 ) -> tuple[onnx.ModelProto, Mapping[str, str]]:
     """The model as a parser takes it; a copy.
 
@@ -28,6 +38,8 @@ def for_parser(
         by_graph: whether the graph decides the precision, and not flags of the builder.
         plugins: whether plugins run the swinopt ops; else they are spelled out in standard ones.
         has_gelu: whether the parser knows Gelu: one that does not stops at opset 17 as well.
+        spelled_out: the swinopt ops that are spelled out all the same, each by its first output.
+        narrow_ends: where the graph decides the precision, whether inputs and outputs get it, too.
 
     Returns:
         The model, and the nodes that stay in float32 although less is asked for, with the reasons.
@@ -39,25 +51,69 @@ def for_parser(
     if not has_gelu:
         # First of all: the converter knows no way back from some newer ops, and passes write what the opset has.
         model = _aged(model)
-    if not plugins and ops.uses(model):
-        model = _spelled_out(model)
-    elif ops.uses(model):
-        # The models that swinopt has brought to maps; others keep the form that their authors gave them.
-        model = Pipeline(passes.FlattenTokens())(model)
+    if ops.uses(model):
+        as_plugins = {ops.first_output(node) for node in ops.nodes(model)} - set(spelled_out) if plugins else set()
+        if not plugins or spelled_out:
+            model = _spelled_out(model, frozenset(as_plugins))
+        if plugins:
+            # The models that swinopt has brought to maps; others keep the form that their authors gave them.
+            model = Pipeline(passes.FlattenTokens())(model)
     if by_graph and precision in NARROW:
         converted = convert(model, precision)
         model, kept = converted.model, converted.kept
+        if narrow_ends:
+            model = _with_narrow_ends(model, NARROW[precision])
     else:
         _require_precision(model, precision)
     return handover.for_plugins(model), kept
 
 
-def _spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
-    model = Pipeline(passes.FoldWindowPartition(), passes.FoldQueryScale())(model)
-    if ops.uses(model):
+def _spelled_out(model: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
+    model = Pipeline(_FoldPartitions(kept), passes.FoldQueryScale())(model)
+    if any(ops.first_output(node) not in kept for node in ops.nodes(model)):
         # What no pass can lower, on maps of open size, has its definition, with arithmetic on shapes that may be known.
-        model = ops.inline_bodies(model)
+        model = ops.inline_bodies(model, kept)
     return Pipeline(passes.FoldConstants(), passes.SimplifyMovement(), passes.EliminateNoops())(model)
+
+
+@dataclass(frozen=True)
+class _FoldPartitions(Pass):
+    """Writes window attention in standard ops, but for the nodes that are kept, by their first outputs."""
+
+    kept: frozenset[str]
+    name: ClassVar[str] = passes.FoldWindowPartition.name
+
+    def run(self, rewriter: Rewriter) -> None:
+        """Hides the kept nodes meanwhile; their shapes are known before."""
+        nodes = [node for node in rewriter.graph.nodes if node.domain == ops.DOMAIN]
+        hidden = [node for node in nodes if any(tensor.name in self.kept for tensor in node.outputs)]
+        for node in hidden:
+            node.domain = ops.HIDDEN
+        passes.FoldWindowPartition().run(rewriter)
+        for node in hidden:
+            node.domain = ops.DOMAIN
+
+
+def _with_narrow_ends(model: onnx.ModelProto, narrow: int) -> onnx.ModelProto:
+    """The converted model without the Casts at its inputs and outputs; what is read in float32 there stays so."""
+    graph = model.graph
+    for value in graph.input:
+        if all(_casts_to(node) == narrow for node in graph.node if value.name in node.input):
+            value.type.tensor_type.elem_type = narrow
+    for value in graph.output:
+        made_by = next(node for node in graph.node if value.name in node.output)
+        is_read = any(value.name in node.input for node in graph.node)
+        if _casts_to(made_by) == onnx.TensorProto.FLOAT and not is_read:
+            value.type.tensor_type.elem_type = narrow
+            del made_by.attribute[:]
+            made_by.attribute.append(onnx.helper.make_attribute("to", narrow))
+    # Casts to the type that is there now.
+    return Pipeline(passes.EliminateNoops())(model)
+
+
+def _casts_to(node: onnx.NodeProto) -> int | None:
+    is_cast = node.op_type == "Cast" and not node.domain
+    return next((int(a.i) for a in node.attribute if a.name == "to"), None) if is_cast else None
 
 
 def _require_precision(model: onnx.ModelProto, precision: str) -> None:

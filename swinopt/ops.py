@@ -10,7 +10,7 @@ A new op is one entry in :data:`SPECS`: an :class:`OpSpec` with a shape rule and
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from swinopt.op_window_attention import WINDOW_ATTENTION, function_body
 
 __all__ = [
     "DOMAIN",
+    "HIDDEN",
     "MIN_OPSET",
     "PLUGIN_ATTRIBUTES",
     "SPECS",
@@ -35,6 +36,7 @@ __all__ = [
     "Output",
     "Shape",
     "attach_bodies",
+    "first_output",
     "function_body",
     "infer_shapes",
     "inline_bodies",
@@ -50,6 +52,9 @@ VERSION = 1
 
 #: Attributes that any node may carry: they tell TensorRT's parser which plugin to take, and change nothing else.
 PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
+
+#: The domain of nodes that are hidden for a while from what would lower them.
+HIDDEN = f"{DOMAIN}.hidden"
 
 STAND_IN = "swinopt.absent"
 _IR_WITH_ATTRIBUTE_DEFAULTS = 9
@@ -73,6 +78,11 @@ def spec(op_type: str) -> OpSpec:
 def nodes(model: ModelProto) -> Iterator[NodeProto]:
     """The nodes of the swinopt domain in the graph of the model, its subgraphs included."""
     return (node for node in _walk(model.graph.node) if node.domain == DOMAIN)
+
+
+def first_output(node: NodeProto) -> str:
+    """What a node is told by: unlike its name, that of the first tensor that it computes is there, and its alone."""
+    return next(name for name in node.output if name)
 
 
 def infer_shapes(
@@ -148,18 +158,31 @@ def attach_bodies(model: ModelProto) -> None:
     _import_domain(model)
 
 
-def inline_bodies(model: ModelProto) -> ModelProto:
-    """The model with every swinopt op replaced by its body, so that standard ops alone are left.
+def inline_bodies(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
+    """The model with swinopt ops replaced by their bodies, so that standard ops are left.
+
+    Args:
+        model: the model.
+        kept: the nodes that stay what they are, each by its first output; they come without bodies.
 
     Raises:
         ModelError: as :func:`attach_bodies`.
     """
+    strip_bodies(model)
+    for node in list(nodes(model)):
+        if first_output(node) in kept:
+            node.domain = HIDDEN
     write_defaults(model)  # the inliner does not know the defaults of a function's attributes
     attach_bodies(model)
     inlined = inliner.inline_local_functions(model)
     imports = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
     del inlined.opset_import[:]
     inlined.opset_import.extend(imports)
+    hidden = [node for node in _walk(inlined.graph.node) if node.domain == HIDDEN]
+    for node in hidden:
+        node.domain = DOMAIN
+    if hidden:
+        _import_domain(inlined)
     return inlined
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import onnx
 
-from swinopt import cuda, ops, tensorrt_module
+from swinopt import choosing, cuda, ops, tensorrt_module
 from swinopt import graph as graphs
 from swinopt import profiles as profile
 from swinopt.api import Optimized
+from swinopt.choice import Choices
 from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from swinopt.execution import dtype_name
@@ -31,10 +32,12 @@ from swinopt.interface import Interface, Range, Value
 from swinopt.lowering import for_parser
 from swinopt.pipeline import Progress
 
-__all__ = ["PRECISIONS", "Engine", "build"]
+__all__ = ["PLUGINS", "PRECISIONS", "Engine", "build"]
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
+PLUGINS = ("auto", "on", "off")
 _FLAGS = {"fp16": "FP16", "bf16": "BF16"}
+_NARROW_TYPES = {"fp16": "HALF", "bf16": "BF16"}
 _PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 
 
@@ -53,7 +56,8 @@ def build(
     """Builds an engine from a model, optimized or not.
 
     A model for another TensorRT than the one at hand is brought to what that one takes. swinopt ops become plugin
-    layers: a missing plugin is an error, never a slower engine.
+    layers, or standard ops where those are faster on this GPU: a plugin that is not installed is an error, never a
+    slower engine.
 
     TensorRT-RTX builds without a GPU, and then for all the kinds of GPU that it knows; TensorRT needs the GPU that the
     engine is for.
@@ -67,7 +71,10 @@ def build(
             By default a dynamic batch goes from 1 to 32 and is tuned for 8; other dynamic sizes need a profile.
         timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
             measures nothing and leaves it alone.
-        plugins: ``"auto"``, or ``"off"`` to spell swinopt ops out in standard ones.
+        plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
+            ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
+            both ways, and the faster is taken; ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so
+            that the next build measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
             own, which is 3.
@@ -85,8 +92,8 @@ def build(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
-    if plugins not in ("auto", "off"):
-        raise OptionError(f'plugins is "auto" or "off", and not {plugins!r}')
+    if plugins not in PLUGINS:
+        raise OptionError(f'plugins is "auto", "on" or "off", and not {plugins!r}')
     if workspace is not None and workspace < 1:
         raise OptionError(f"workspace is at least 1 MiB, and {workspace} was given")
     if optimization_level is not None and optimization_level not in range(6):
@@ -95,8 +102,17 @@ def build(
         require_writable(timing_cache)
     proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
     trt = tensorrt_module.find(tensorrt)
-    build = _Build(trt, precision, timing_cache, workspace, optimization_level, _told(progress))
-    return build.engine(proto, profiles, plugins)
+    told = _told(progress)
+    build = _Build(trt, precision, timing_cache, workspace, optimization_level, told)
+    choices = Choices()
+    if plugins == "auto" and not tensorrt_module.is_rtx(trt):
+
+        def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
+            return _Build(trt, precision, None, workspace, optimization_level, None).engine_of_op(op, plugin)
+
+        settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
+        choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
+    return build.engine(proto, profiles, plugins=plugins != "off", choices=choices)
 
 
 class _Build:
@@ -131,16 +147,38 @@ class _Build:
         self.config = self.builder.create_builder_config()
 
     def engine(
-        self, model: onnx.ModelProto, wanted: profile.Profile | Sequence[profile.Profile] | None, plugins: str
+        self,
+        model: onnx.ModelProto,
+        wanted: profile.Profile | Sequence[profile.Profile] | None,
+        *,
+        plugins: bool,
+        choices: Choices,
     ) -> Engine:
+        """The engine of a whole model."""
         if self.progress:
             self.progress("preparing the model", 0, 1)
+        plugin_layers = self._define(model, plugins=plugins, spelled_out=choices.spelled_out)
+        return self._engine(wanted, plugin_layers, choices)
+
+    def engine_of_op(self, model: onnx.ModelProto, plugin: bool) -> Engine:
+        """The engine of an op alone: it takes and gives what its neighbours in an engine of this precision would."""
+        plugin_layers = self._define(model, plugins=plugin, narrow_ends=True)
+        if self.by_flags and self.precision in _NARROW_TYPES:
+            tensors = [self.network.get_input(index) for index in range(self.network.num_inputs)]
+            tensors += [self.network.get_output(index) for index in range(self.network.num_outputs)]
+            for tensor in tensors:
+                if tensor.dtype == self.trt.DataType.FLOAT:
+                    tensor.dtype = getattr(self.trt.DataType, _NARROW_TYPES[self.precision])
+        return self._engine(None, plugin_layers, Choices())
+
+    def _define(self, model: onnx.ModelProto, **options: Any) -> int:
+        """Fills the network; returns how many layers of it are plugins."""
         model, kept = for_parser(
             model,
             precision=self.precision,
             by_graph=not self.by_flags,
-            plugins=plugins == "auto",
             has_gelu=self.parser.supports_operator("Gelu"),
+            **options,
         )
         self.notes += [f"{node} stays in float32: {reason}" for node, reason in kept.items()]
         needed = ops.uses(model)
@@ -152,6 +190,11 @@ class _Build:
                 f"{needed.total()} nodes need a plugin, and {tensorrt_module.describe(self.trt)} made {plugin_layers} "
                 'plugin layers: please report this, and build with plugins="off" until it is solved'
             )
+        return plugin_layers
+
+    def _engine(
+        self, wanted: profile.Profile | Sequence[profile.Profile] | None, plugin_layers: int, choices: Choices
+    ) -> Engine:
         inputs = _values(self.trt, self.network.num_inputs, self.network.get_input)
         ranges = profile.resolve(wanted, {name: value.shape for name, value in inputs.items()})
         self._configure(ranges)
@@ -164,6 +207,7 @@ class _Build:
             plugin_layers=plugin_layers,
             precision=self.precision,
             notes=self.notes,
+            choices=choices,
         )
 
     # --------------------------------------------------------------------------------------------------------- network

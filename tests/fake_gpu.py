@@ -26,6 +26,7 @@ class Runtime:
         self.memory: dict[int, Any] = {}
         self.calls: list[str] = []
         self.devices = 1
+        self.name, self.minor = b"Pretended GPU\0\0", 0
         self.current = 0
         self.room = 1 << 20
         self.capture_status = 0
@@ -42,7 +43,7 @@ class Runtime:
         return (0,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
-        return 0, SimpleNamespace(name=b"Pretended GPU\0\0")
+        return 0, SimpleNamespace(name=self.name, major=9, minor=self.minor)
 
     def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
         return 0, b"cudaErrorPretended"
@@ -93,6 +94,7 @@ class _Type(enum.Enum):
     FLOAT = 0
     HALF = 1
     INT8 = 2
+    BF16 = 3
 
 
 class _Mode(enum.Enum):

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from swinopt import cli, cuda, plugin_library, tensorrt, tensorrt_module
+from swinopt.choice import Choice
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError
 from swinopt.interface import Interface, Value
@@ -42,9 +43,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def build(model: Any, **options: Any) -> Engine:
         found.update(options, model=model)
         values = {"x": Value("float32", (-1, 3))}
-        interface = Interface(values, values)
+        choice = Choice("PatchMerging", {}, {"x": (1, 8, 8, 4)}, ("y", "z"), 2.0, 1.0, "standard", "2.00 times as fast")
         return Engine(
-            b"plan", fake_gpu.TensorRT(), interface=interface, plugin_layers=2, precision="bf16", notes=["a note"]
+            b"plan",
+            fake_gpu.TensorRT(),
+            interface=Interface(values, values),
+            plugin_layers=2,
+            precision="bf16",
+            notes=["a note"],
+            choices=[choice],
         )
 
     monkeypatch.setattr(tensorrt, "build", build)
@@ -79,13 +86,17 @@ def test_build_passes_everything_on(folder: Path, asked: dict[str, Any], capsys:
     assert Path("out.engine").read_bytes() == b"plan"
     printed = capsys.readouterr().out
     assert "out.engine" in printed and "2 plugin layers" in printed and "a note" in printed
+    assert "plugin ms  standard ms" in printed and "standard  2.00 times as fast" in printed
 
 
 def test_build_as_json_and_quiet(folder: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["build", "model.onnx", "-o", "out.engine", "--json"]) == cli.OK
     found = json.loads(capsys.readouterr().out)
     assert (found["path"], found["bytes"], found["plugin_layers"], found["notes"]) == ("out.engine", 4, 2, ["a note"])
-    assert asked["profiles"] is None and asked["precision"] == "fp16"
+    assert (found["choices"][0]["op"], found["choices"][0]["chosen"]) == ("PatchMerging", "standard")
+    assert asked["profiles"] is None and asked["precision"] == "fp16" and asked["plugins"] == "auto"
+    assert cli.main(["build", "model.onnx", "-o", "out.engine", "--plugins", "on", "--quiet"]) == cli.OK
+    assert asked["plugins"] == "on"
     assert cli.main(["build", "model.onnx", "-o", "out.engine", "--quiet"]) == cli.OK
     assert capsys.readouterr().out == ""
 

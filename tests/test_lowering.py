@@ -63,12 +63,48 @@ def test_without_plugins_standard_ops_are_left(batch: int | str, precision: str)
     assert swinopt.compare(model(batch), found, tolerance=1e-2 if precision == "fp16" else 1e-5).passed
 
 
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("batch", [2, "N"])
+@pytest.mark.parametrize("names", [["a"], ["s"], ["m"], ["a", "m"], ["s", "m"], ["a", "s", "m"]], ids=",".join)
+def test_some_ops_are_spelled_out_and_the_others_stay(
+    names: list[str], batch: int | str, versions: dict[str, Any]
+) -> None:
+    found, _ = for_parser(model(batch), precision="fp32", plugins=True, spelled_out=names, **versions)
+
+    assert {ops.first_output(node) for node in ops.nodes(found)} == {"a", "s", "m"} - set(names)
+    assert not found.functions and {node.domain for node in found.graph.node} <= {"", "swinopt"}
+    assert ("Softmax" in op_counts(found)) == ("a" in names)
+    assert not {"CastLike", "Shape", "Range", "NonZero"} & op_counts(found).keys()
+    for node in ops.nodes(found):
+        assert {"plugin_version", "plugin_namespace", handover.INPUTS_PRESENT} <= {a.name for a in node.attribute}
+    assert swinopt.compare(model(batch), found, tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_two_of_one_op_may_become_different_things(name: str) -> None:
+    """On a map of open size, so that the one that is spelled out is spelled out by its definition."""
+    attention = "swinopt.WindowAttention<window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>"
+    both = parse(
+        f"""g (float[N, 12, H, 8] x) => (float[N, H, 8, 4] a, float[N, H, 8, 4] b) {{
+            t = Transpose<perm=[0,2,3,1]>(x)  a = {attention}(t, bias, "", pad)  b = {attention}(t, bias) }}""",
+        bias=floats(2, 16, 16),
+        pad=floats(12),
+    )
+    found, _ = for_parser(both, precision="fp32", plugins=True, spelled_out=[name], **NEW)
+    (kept,) = ops.nodes(found)
+    assert kept.output[0] == ("b" if name == "a" else "a")
+    assert len(kept.input) == (2 if name == "a" else 3), "a stand-in for an absent input stayed"
+    assert ops.STAND_IN not in {weight.name for weight in found.graph.initializer}
+    assert swinopt.compare(both, found, inputs={"x": floats(2, 12, 8, 8)}, tolerance=1e-5).passed
+
+
 def test_what_was_given_stays_as_it_was() -> None:
     given = model()
     before = given.SerializeToString()
     for options in (OLD, NEW):
         for plugins in (True, False):
             for_parser(given, precision="fp16", plugins=plugins, **options)
+        for_parser(given, precision="fp16", plugins=True, spelled_out=["a", "m"], **options)
     assert given.SerializeToString() == before
 
 
@@ -106,6 +142,11 @@ def test_tokens_lie_as_rows_from_one_plugin_to_the_next(batch: int | str, versio
     made_rows = {node.output[0] for node in found.graph.node if node.op_type == "Reshape"}
     assert all(node.input[0] in made_rows for node in found.graph.node if node.op_type == "MatMul")
     assert swinopt.compare(block, found, tolerance=1e-5).passed
+
+    spelled, _ = for_parser(block, precision="fp32", plugins=True, spelled_out=["a"], **versions)
+    linears = [node for node in spelled.graph.node if node.input[-1] in {w.name for w in spelled.graph.initializer}]
+    made_rows = {node.output[0] for node in spelled.graph.node if node.op_type == "Reshape"}
+    assert [node.input[0] in made_rows for node in linears if node.op_type == "MatMul"] == [True, True]
 
     plain = parse("g (float[2, 8, 8, 4] x) => (float[2, 8, 8, 4] y) { y = MatMul(x, w) }", w=floats(4, 4))
     assert op_counts(for_parser(plain, precision="fp32", plugins=True, **versions)[0]) == {"MatMul": 1}

@@ -341,6 +341,23 @@ def test_inlined_the_op_is_standard_ops_with_its_defaults() -> None:
     np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
+def test_nodes_that_are_kept_stay_ops_beside_inlined_ones() -> None:
+    calls = {
+        "a_": (tensors((6, 6), (3, 3)), attributes((3, 3), (1, 1))),
+        "b_": (tensors((5, 7), (3, 3), padded=True), attributes((3, 3), (0, 0))),
+    }
+    feeds = {prefix + name: value for prefix, (values, _) in calls.items() for name, value in values.items()}
+    for kept in ("a_out", "b_out"):
+        model = model_of(calls)
+        ops.attach_bodies(model)
+        inlined = ops.inline_bodies(model, [kept])
+        assert [node.output[0] for node in ops.nodes(inlined)] == [kept]
+        assert {n.domain for n in inlined.graph.node} == {"", ops.DOMAIN} and not inlined.functions
+        assert {(o.domain, o.version) for o in inlined.opset_import} == {("", 17), (ops.DOMAIN, ops.VERSION)}
+        for output, (inputs, attrs) in zip(session_of(inlined).run(None, feeds), calls.values(), strict=True):
+            np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
+
+
 def with_subgraph() -> onnx.ModelProto:
     """A node without pad_qkv in a branch, beside one with it in the main graph."""
     model = model_of({"padded_": (tensors((5, 7), (3, 3), padded=True), attributes((3, 3), (0, 0)))})

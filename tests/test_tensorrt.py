@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import swinopt
-from swinopt import cuda, ops, plugin_library, tensorrt, tensorrt_module
+from swinopt import choosing, cuda, graph, ops, plugin_library, tensorrt, tensorrt_module
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
 from swinopt.testing import parse
@@ -128,6 +128,37 @@ def test_without_plugins_the_ops_are_spelled_out(batch: int | str) -> None:
     assert build(block(batch), plugins="off", profiles=profiles).plugin_layers == 0
 
 
+def test_where_nothing_is_measured_auto_is_on() -> None:
+    """TensorRT-RTX measures nothing, and nothing here has a GPU to measure on."""
+    told: dict[str, set[str]] = {"auto": set(), "on": set()}
+    auto, on = (
+        build(residual(), plugins=plugins, progress=lambda phase, *_, into=phases: into.add(phase))
+        for plugins, phases in told.items()
+    )
+    assert auto.plugin_layers == on.plugin_layers == 2
+    assert (auto.interface, auto.notes, auto.choices) == (on.interface, on.notes, ())
+    assert told["auto"] == told["on"] and choosing.PHASE not in told["auto"]
+    assert len(auto.plan) == len(on.plan)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
+def test_an_op_to_be_measured_builds_in_both_forms(precision: str, dtype: str) -> None:
+    measured = [*choosing._ops_of(graph.load(block("N")), None), *choosing._ops_of(graph.load(residual()), None)]
+    assert [op.type for op in measured] == ["WindowAttention", "AddLayerNorm", "PatchMerging"]
+    for op in measured:
+        for plugin in (True, False):
+            engine = tensorrt._Build(trt, precision, None, None, None, None).engine_of_op(op.model(), plugin)
+            assert engine.plugin_layers == int(plugin)
+            assert {value.dtype for value in (*engine.inputs.values(), *engine.outputs.values())} == {dtype}
+
+
+@pytest.mark.parametrize("names", [["s"], ["y"]])
+def test_ops_of_which_some_are_spelled_out_build(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tensorrt.for_parser
+    monkeypatch.setattr(tensorrt, "for_parser", lambda model, **o: given(model, **{**o, "spelled_out": names}))
+    assert build(residual()).plugin_layers == 1
+
+
 def test_ops_with_several_outputs_build_with_plugins_and_without() -> None:
     assert build(residual()).plugin_layers == 2
     assert build(residual(), plugins="off").plugin_layers == 0
@@ -235,7 +266,7 @@ def test_a_plugin_that_was_not_taken_is_an_error(monkeypatch: pytest.MonkeyPatch
     ("options", "message"),
     [
         ({"precision": "int8"}, "no precision 'int8'; there are fp16, bf16, tf32, fp32"),
-        ({"plugins": "on"}, '"auto" or "off", and not \'on\''),
+        ({"plugins": "no"}, '"auto", "on" or "off", and not \'no\''),
         ({"profiles": {"x": [(1, 8, 8, 16)]}}, "three shapes"),
     ],
 )

@@ -83,7 +83,7 @@ def build(model: onnx.ModelProto | swinopt.Optimized, **options: Any) -> Engine:
     proto = model.model if isinstance(model, swinopt.Optimized) else model
     sizes = {"image": [images(proto, batch).shape for batch in (1, 4, 8)]}
     try:
-        return tensorrt.build(model, **{"profiles": sizes, **options})
+        return tensorrt.build(model, **{"profiles": sizes, "plugins": "on", **options})
     except MissingDependencyError as error:
         pytest.skip(str(error))
 
@@ -118,7 +118,7 @@ def engine() -> Any:
         yield made
 
 
-@pytest.mark.parametrize("plugins", ["auto", "off"])
+@pytest.mark.parametrize("plugins", ["on", "off"])
 @pytest.mark.parametrize("precision", tensorrt.PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_engine_computes_what_the_model_does(name: str, precision: str, plugins: str) -> None:
@@ -128,9 +128,29 @@ def test_an_engine_computes_what_the_model_does(name: str, precision: str, plugi
     except OptionError as error:
         pytest.skip(str(error))  # TensorRT 8.6 has no bf16
     with made:
-        assert made.plugin_layers == (2 if plugins == "auto" else 0)
+        assert made.plugin_layers == (2 if plugins == "on" else 0)
         for batch in (1, 3, 8):
             image = images(model, batch)
+            assert_close(made.run({"image": image})["logits"], model, image, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("name", ["v1", "both"])
+def test_what_is_measured_to_be_faster_is_taken(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tensorrt_module.is_rtx(tensorrt_module.find()):
+        pytest.skip("TensorRT-RTX measures nothing")
+    monkeypatch.setenv("SWINOPT_CACHE", str(tmp_path))
+    model, image = MODELS[name], images(MODELS[name], 4)
+    for from_cache in (False, True):
+        with build(model, precision=precision, plugins="auto") as made:
+            assert len(made.choices) == 2, "with and without a shift"
+            for choice in made.choices:
+                assert choice.plugin_ms and choice.standard_ms and choice.from_cache == from_cache, choice.why
+                assert choice.shapes["qkv"][0] == 4, "the usual batch of the profile"
+                assert (choice.plugin_ms <= 1.02 * choice.standard_ms) == (choice.chosen == "plugin")
+            assert made.plugin_layers == sum(choice.chosen == "plugin" for choice in made.choices)
             assert_close(made.run({"image": image})["logits"], model, image, precision)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from swinopt import cuda, ops, opset, plugin_library, tensorrt, tensorrt_module
+from swinopt import choosing, cuda, ops, opset, plugin_library, tensorrt, tensorrt_module
+from swinopt.choice import Choices
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
 from swinopt.ops import SPECS
 from swinopt.testing import parse
@@ -128,6 +129,8 @@ class TensorRT:
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     runtime = fake_gpu.Runtime()
     monkeypatch.setattr(cuda, "runtime", lambda: runtime)
+    # What is measured has tests of its own; here nothing is chosen, and every op stays a plugin.
+    monkeypatch.setattr(choosing, "choose", lambda *_, **__: Choices())
 
     def choose(version: str) -> TensorRT:
         trt = TensorRT(version)

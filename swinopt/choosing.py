@@ -1,0 +1,298 @@
+"""Plugin or standard ops: for each swinopt op of a model both are built by themselves, timed in turns, and compared.
+
+A plugin is a wall to TensorRT: nothing is fused across it. Where TensorRT makes one good kernel of the spelled-out op,
+or a size suits the plugin's kernel badly, the standard ops are faster; which it is hangs on the GPU, the TensorRT, the
+precision and the size, so that nothing but a measurement tells.
+
+What was measured once is kept in a folder, ``$SWINOPT_CACHE/choices`` if that variable is set and else
+``swinopt/choices`` in the user's cache folder. An entry's name is the hash of all that the times depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeAlias
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper
+
+import swinopt
+from swinopt import cuda, graph, ops, plugin_library, tensorrt_module
+from swinopt import profiles as profile
+from swinopt.choice import Choice, Choices, Form, by_time
+from swinopt.cuda_plugins import SOURCES, nvrtc
+from swinopt.engine import Engine, write_whole
+from swinopt.errors import MissingDependencyError, ModelError, SwinoptError
+from swinopt.facts import Facts
+from swinopt.graph import Array
+from swinopt.pipeline import Progress
+
+PHASE = "measuring plugins"
+
+_ROUNDS = 5
+_RUNS = 50
+_WARMUP = 10
+_KERNEL_SOURCES = ("*.cuh", "*.h", "*.cu", "*.py")
+
+_IN_WORDS: Mapping[Form, str] = {"plugin": "as a plugin", "standard": "in standard ops"}
+
+#: Builds an engine of a model of one op: with a plugin, or else spelled out.
+Builder: TypeAlias = Callable[[onnx.ModelProto, bool], Engine]
+#: Milliseconds as plugin and in standard ops.
+_Times: TypeAlias = tuple[float, float]
+
+
+def choose(
+    model: onnx.ModelProto,
+    profiles: profile.Profile | Sequence[profile.Profile] | None,
+    build: Builder,
+    *,
+    trt: Any,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Choices:
+    """What each swinopt op of a model should become on this GPU; those in branches and loops are left out.
+
+    Args:
+        model: the model.
+        profiles: as for :func:`swinopt.tensorrt.build`; sizes are those of the first one's usual shape.
+        build: builds an engine of one op, as its model and whether it is a plugin say.
+        trt: the TensorRT module.
+        settings: of the builds, by name, as far as times depend on them.
+        progress: told of every op.
+
+    Raises:
+        OptionError: a profile is missing, or does not fit the model.
+        ModelError: a swinopt op contradicts its specification.
+        MissingDependencyError: there is no plugin for an op, or what runs an engine is not installed.
+        SwinoptError: the plugin library cannot be loaded, or CUDA fails.
+    """
+    needed = ops.uses(model)
+    if not needed:
+        return Choices()
+    # What is not installed is an error, and no reason for another engine.
+    tensorrt_module.register_plugins(trt, needed)
+    found = _ops_of(graph.load(model), profiles)
+    setup = {
+        "gpu": cuda.device_name(),
+        "compute_capability": cuda.compute_capability(),
+        "tensorrt": tensorrt_module.describe(trt),
+        "swinopt": swinopt.__version__,
+        "kernels": kernels_hash(trt.__version__),
+        **settings,
+    }
+    choices = []
+    for index, op in enumerate(found):
+        if progress:
+            progress(PHASE, index, len(found))
+        choices.append(_chosen(op, build, setup))
+    return Choices(choices)
+
+
+def kernels_hash(tensorrt_version: str) -> str:
+    """A hash of the plugins: of the library if there is one, and else of the sources of those in Python."""
+    library = plugin_library.find_library(tensorrt_version)
+    digest = hashlib.sha256()
+    for path in [library] if library else sorted(p for kind in _KERNEL_SOURCES for p in SOURCES.rglob(kind)):
+        content = path.read_bytes()
+        digest.update(f"{path.name if library else path.relative_to(SOURCES)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where times are kept. It need not exist."""
+    return nvrtc.cache_folder().parent / "choices"
+
+
+# ------------------------------------------------------------------------------------------------------ ops of a model
+
+
+@dataclass
+class _Op:
+    """A swinopt op in one size.
+
+    ``shapes``, ``dtypes`` (numbers of ONNX) and ``constants`` are by input, absent ones left out; without shapes it is
+    one whose sizes cannot be told.
+    """
+
+    type: str
+    attributes: dict[str, Any]
+    opset: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
+    nodes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, node: gs.Node, facts: Facts) -> _Op:
+        spec = ops.spec(node.op)
+        attributes = {a.name: _plain(node.attrs.get(a.name, a.default)) for a in spec.attributes}
+        op = cls(node.op, attributes, facts.graph.opset)
+        given = {i.name: t for i, t in zip(spec.inputs, node.inputs, strict=False) if not t.is_empty()}
+        for name, tensor in given.items():
+            shape, dtype, value = facts.static_shape(tensor), facts.onnx_dtype(tensor), facts.constant(tensor)
+            if shape is None or dtype is None:
+                return cls(node.op, attributes, facts.graph.opset)
+            op.shapes[name], op.dtypes[name] = shape, dtype
+            if value is not None:
+                op.constants[name] = value
+        return op
+
+    def key(self) -> dict[str, Any]:
+        """All that tells the op from another one; the values of constants do not."""
+        inputs = {
+            name: {
+                "shape": list(shape),
+                "dtype": onnx.TensorProto.DataType.Name(self.dtypes[name]).lower(),
+                "constant": name in self.constants,
+            }
+            for name, shape in self.shapes.items()
+        }
+        attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in self.attributes.items()}
+        return {"op": self.type, "attributes": attributes, "inputs": inputs}
+
+    def model(self) -> onnx.ModelProto:
+        """The op and nothing else: what is constant in the model is so here, and the rest are inputs."""
+        spec = ops.spec(self.type)
+        outputs = ops.infer_shapes(self.type, [self.shapes.get(i.name) for i in spec.inputs], self.attributes)
+        dtype = self.dtypes[spec.inputs[0].name]
+        present = [i.name if i.name in self.shapes else "" for i in spec.inputs]
+        names = [o.name for o in spec.outputs]
+        node = helper.make_node(self.type, present, names, domain=ops.DOMAIN, **self.attributes)
+        made = helper.make_graph(
+            [node],
+            self.type,
+            [_value(n, self.dtypes[n], shape) for n, shape in self.shapes.items() if n not in self.constants],
+            [_value(o.name, dtype, shape) for o, shape in zip(spec.outputs, outputs, strict=True)],
+            [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+        )
+        imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
+        version = helper.find_min_ir_version_for(imports, True)
+        return helper.make_model(made, opset_imports=imports, ir_version=version)
+
+    def choice(self, chosen: Form, why: str, times: _Times | None = None, from_cache: bool = False) -> Choice:
+        """What was chosen for the op."""
+        defaults = ops.spec(self.type).defaults
+        told = {name: value for name, value in self.attributes.items() if value != defaults.get(name)}
+        plugin_ms, standard_ms = times or (None, None)
+        return Choice(self.type, told, self.shapes, tuple(self.nodes), plugin_ms, standard_ms, chosen, why, from_cache)
+
+
+def _ops_of(model: gs.Graph, profiles: profile.Profile | Sequence[profile.Profile] | None) -> list[_Op]:
+    """The swinopt ops, each in each of its sizes once, in the order in which they come."""
+    _bind(model, profiles)
+    facts = Facts(model)
+    found: dict[str, _Op] = {}
+    for node in model.nodes:
+        if node.domain == ops.DOMAIN:
+            op = _Op.of(node, facts)
+            same = found.setdefault(json.dumps(op.key(), sort_keys=True), op)
+            same.nodes.append(next(tensor.name for tensor in node.outputs if not tensor.is_empty()))
+    return list(found.values())
+
+
+def _bind(model: gs.Graph, profiles: profile.Profile | Sequence[profile.Profile] | None) -> None:
+    """Gives the inputs the usual shape of the first profile."""
+    if any(tensor.shape is None for tensor in model.inputs):
+        return
+    inputs = {t.name: tuple(d if isinstance(d, int) and d >= 0 else -1 for d in t.shape) for t in model.inputs}
+    usual = {name: shape for name, (_, shape, _) in next(iter(profile.resolve(profiles, inputs)), {}).items()}
+    for tensor in model.inputs:
+        tensor.shape = list(usual.get(tensor.name, inputs[tensor.name]))
+
+
+def _value(name: str, dtype: int, shape: Sequence[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def _chosen(op: _Op, build: Builder, setup: Mapping[str, Any]) -> Choice:
+    if not op.shapes:
+        return op.choice("plugin", "its sizes cannot be told")
+    key = {**setup, **op.key()}
+    cached = _read(key)
+    times, failures = (cached, {}) if cached else _measured(op, build)
+    if times is None:
+        # Not kept: what failed for want of memory, say, may not the next time. If both do, the whole model tells.
+        only_plugin_fails = failures.keys() == {"plugin"}
+        why = "; ".join(f"{_IN_WORDS[form]}: {reason}" for form, reason in failures.items())
+        return op.choice("standard" if only_plugin_fails else "plugin", why)
+    if not cached:
+        _write(key, times)
+    return op.choice(*by_time(*times), times=times, from_cache=cached is not None)
+
+
+def _measured(op: _Op, build: Builder) -> tuple[_Times | None, dict[Form, str]]:
+    """Milliseconds as plugin and in standard ops; without these, why one or both of them do not work."""
+    model = op.model()
+    engines: dict[Form, Engine] = {}
+    failures: dict[Form, str] = {}
+    medians: dict[Form, list[float]] = {"plugin": [], "standard": []}
+    captured = True
+    with ExitStack() as stack:
+        for form in medians:
+            with _noted(form, failures):
+                engines[form] = stack.enter_context(build(model, form == "plugin"))
+                # What cannot be captured would pay for its launches, and the other one not.
+                captured &= engines[form].benchmark(runs=1, warmup=_WARMUP).graph
+        for number in range(_ROUNDS):
+            # In turns, now the one and now the other first: clocks go up and down with time.
+            for form in reversed(medians) if number % 2 else medians:
+                with _noted(form, failures):
+                    if not failures:
+                        medians[form].append(engines[form].benchmark(runs=_RUNS, warmup=_WARMUP, graph=captured).median)
+    return None if failures else (median(medians["plugin"]), median(medians["standard"])), failures
+
+
+@contextmanager
+def _noted(form: Form, failures: dict[Form, str]) -> Iterator[None]:
+    """Keeps the reason if this form of an op can be built or run no more."""
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except SwinoptError as error:
+        failures.setdefault(form, " ".join(str(error).split()))
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def _entry(key: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / f"{digest}.json"
+
+
+def _read(key: Mapping[str, Any]) -> _Times | None:
+    """The times that were measured before; None if there are none, or they cannot be read."""
+    try:
+        found = json.loads(_entry(key).read_bytes())
+        times = float(found["plugin_ms"]), float(found["standard_ms"])
+        known = found["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return times if known and all(math.isfinite(time) and time > 0 for time in times) else None
+
+
+def _write(key: Mapping[str, Any], times: _Times) -> None:
+    entry = _entry(key)
+    content = {"plugin_ms": times[0], "standard_ms": times[1], "key": key}
+    # A folder that cannot be written costs time at every build, and nothing else.
+    with suppress(OSError, ModelError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(entry, f"{json.dumps(content, indent=2)}\n".encode())

@@ -1,0 +1,697 @@
+"""What becomes of a swinopt op, a plugin or standard ops: with a TensorRT and times that are made up."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import swinopt
+from swinopt import choosing, cuda, ops, plugin_library, tensorrt, tensorrt_module
+from swinopt.choice import Choice, Choices, by_time
+from swinopt.engine import Engine
+from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
+from swinopt.graph import op_counts
+from swinopt.testing import parse
+from swinopt.timing import Timing
+from tests import fake_gpu
+from tests.test_tensorrt_versions import TensorRT
+
+
+def floats(*shape: int) -> Any:
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def model(batch: int | str = "N") -> onnx.ModelProto:
+    """Three attentions, of which two are alike, and the other two ops."""
+    attention = "swinopt.WindowAttention<window_size=[4,4], shift_size=[{0},{0}], num_heads=2, scale=0.7>"
+    return parse(
+        f"""g (float[{batch}, 8, 8, 12] x) => (float[{batch}, 4, 4, 16] y) {{
+            a = {attention.format(0)}(x, bias)  b = MatMul(a, w)
+            c = {attention.format(2)}(b, bias)  d = MatMul(c, w)
+            e = {attention.format(0)}(d, bias2)
+            s, n = swinopt.AddLayerNorm(a, e, gamma, beta)  y = swinopt.PatchMerging(n, gamma4, beta4) }}""",
+        bias=floats(2, 16, 16),
+        bias2=1 + floats(2, 16, 16),
+        w=floats(4, 12),
+        gamma=floats(4),
+        beta=floats(4),
+        gamma4=floats(16),
+        beta4=floats(16),
+    )
+
+
+#: Milliseconds of the ops of that model, as plugin and in standard ops.
+TIMES = {"WindowAttention": (1.0, 2.0), "AddLayerNorm": (3.0, 1.0), "PatchMerging": (2.0, 1.0)}
+
+
+class Lab:
+    """A TensorRT whose engines are the models that they are built of, and a clock that says what it is told.
+
+    Attributes:
+        built: every model that was built.
+        timed: the op, whether it is a plugin, and the options, of every benchmark.
+        times: by op, for a plugin and for standard ops; what is an exception is raised instead.
+        fails: whether a model cannot be built.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.trt: Any = _Measurable(version, self)
+        self.gpu = fake_gpu.Runtime()
+        self.built: list[onnx.ModelProto] = []
+        self.timed: list[tuple[str, bool, dict[str, Any]]] = []
+        self.closed: list[str] = []
+        self.times: dict[str, Any] = dict(TIMES)
+        self.graph: Callable[[bool], bool] = lambda plugin: True
+        self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
+
+    def benchmark(self, engine: Engine, **options: Any) -> Timing:
+        made = onnx.load_model_from_string(engine.plan)
+        plugin = bool(ops.uses(made))
+        self.timed.append((made.graph.name, plugin, options))
+        time = self.times[made.graph.name][0 if plugin else 1]
+        if isinstance(time, Exception):
+            raise time
+        ms = time() if callable(time) else time
+        return Timing((ms,), {}, options.get("graph", True) and self.graph(plugin), 4, "a GPU", "an engine")
+
+    @property
+    def alone(self) -> list[onnx.ModelProto]:
+        """What was built to be measured."""
+        return [made for made in self.built if made.graph.name != "g"]
+
+    def build(self, given: onnx.ModelProto | None = None, **options: Any) -> Engine:
+        self.built.clear()
+        self.timed.clear()
+        return tensorrt.build(given or model(), **{"precision": "fp32", **options})
+
+
+class _Measurable(TensorRT):
+    """With networks of their own, which have the inputs and outputs that the parser saw."""
+
+    def __init__(self, version: str, lab: Lab) -> None:
+        super().__init__(version)
+        self.lab = lab
+        self.config.builder_optimization_level = 3  # type: ignore[attr-defined]
+
+    def Builder(self, logger: Any) -> Any:
+        def serialized(network: Any, config: Any) -> bytes | None:
+            self.lab.built.append(network.model)
+            return None if self.lab.fails(network.model) else bytes(network.model.SerializeToString())
+
+        builder = super().Builder(logger)
+        builder.build_serialized_network = serialized
+        return builder
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:
+        kinds = {1: self.DataType.FLOAT, 10: self.DataType.HALF, 16: self.DataType.BF16}
+
+        def tensors(values: Any) -> list[Any]:
+            return [
+                SimpleNamespace(
+                    name=value.name,
+                    dtype=kinds[value.type.tensor_type.elem_type],
+                    shape=tuple(d.dim_value or -1 for d in value.type.tensor_type.shape.dim),
+                )
+                for value in values
+            ]
+
+        def take(data: bytes) -> bool:
+            network.model = onnx.load_model_from_string(data)
+            network.num_layers = ops.uses(network.model).total()
+            network.tensors = tensors(network.model.graph.input), tensors(network.model.graph.output)
+            network.num_inputs, network.num_outputs = map(len, network.tensors)
+            network.get_input, network.get_output = (each.__getitem__ for each in network.tensors)
+            return True
+
+        made = super().OnnxParser(network, logger)
+        made.parse = take
+        return made
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
+    return _lab("10.9.0", monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def lab_11(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
+    return _lab("11.1.0", monkeypatch, tmp_path)
+
+
+def _lab(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
+    made = Lab(version)
+    monkeypatch.setenv("SWINOPT_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(cuda, "runtime", lambda: made.gpu)
+    monkeypatch.setattr(tensorrt_module, "find", lambda name=None: made.trt)
+    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
+    monkeypatch.setattr(Engine, "benchmark", lambda engine, **options: made.benchmark(engine, **options))
+    monkeypatch.setattr(Engine, "close", lambda engine: made.closed.append(str(engine)))
+    return made
+
+
+def chosen(engine: Engine) -> dict[str, str]:
+    return {name: choice.chosen for choice in engine.choices for name in choice.nodes}
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache" / "choices").glob("*"))
+
+
+# ----------------------------------------------------------------------------------------------------------- decisions
+
+
+def test_each_op_becomes_what_is_faster(lab: Lab) -> None:
+    engine = lab.build()
+    assert chosen(engine) == {"a": "plugin", "c": "plugin", "e": "plugin", "s": "standard", "y": "standard"}
+    final = onnx.load_model_from_string(engine.plan)
+    assert ops.uses(final) == {"WindowAttention": 3}
+    assert engine.plugin_layers == 3
+    assert {node.domain for node in final.graph.node} == {"", "swinopt"}
+    assert op_counts(final)["LayerNormalization"] == 2
+    assert swinopt.compare(model(), final, tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_only_the_sizes_that_lose_are_spelled_out(batch: int | str, lab: Lab) -> None:
+    lab.times["WindowAttention"] = (lambda: 3.0 if is_plain(lab) else 1.0), 2.0
+    engine = lab.build(model(batch))
+    assert chosen(engine) == {"a": "standard", "c": "plugin", "e": "standard", "s": "standard", "y": "standard"}
+    final = onnx.load_model_from_string(engine.plan)
+    assert [node.output[0] for node in ops.nodes(final)] == ["c"]
+    assert engine.plugin_layers == 1
+    assert swinopt.compare(model(batch), final, tolerance=1e-5).passed
+    # What is spelled out is so as it is without any plugin: not by its definition, which looks for tokens by value.
+    assert not {"TopK", "GatherND"} & op_counts(final).keys()
+
+
+def is_plain(lab: Lab) -> bool:
+    """Whether the attention that is timed right now is the one without a shift."""
+    (node,) = ops.nodes(lab.alone[-1]) if ops.uses(lab.alone[-1]) else ops.nodes(lab.alone[-2])
+    return next(list(a.ints) for a in node.attribute if a.name == "shift_size") == [0, 0]
+
+
+def test_where_every_op_loses_no_plugin_is_left(lab: Lab) -> None:
+    lab.times = dict.fromkeys(TIMES, (2.0, 1.0))
+    engine = lab.build()
+    assert engine.plugin_layers == 0
+    assert swinopt.compare(model(), onnx.load_model_from_string(engine.plan), tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize(
+    ("plugin", "standard", "expected", "why"),
+    [
+        (1.0, 1.5, "plugin", "1.50 times as fast"),
+        (1.0, 1.0, "plugin", "the same within 2%"),
+        (1.019, 1.0, "plugin", "the same within 2%"),
+        (1.021, 1.0, "standard", "1.02 times as fast"),
+        (3.0, 1.0, "standard", "3.00 times as fast"),
+    ],
+)
+def test_a_tie_goes_to_the_plugin(plugin: float, standard: float, expected: str, why: str) -> None:
+    assert by_time(plugin, standard) == (expected, why)
+
+
+def test_a_parser_of_old_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lab = _lab("8.6.0", monkeypatch, tmp_path)
+    engine = lab.build()
+    assert engine.plugin_layers == 3 and ops.uses(onnx.load_model_from_string(engine.plan)) == {"WindowAttention": 3}
+    assert {opset.version for made in lab.built for opset in made.opset_import if not opset.domain} == {17}
+
+
+# ------------------------------------------------------------------------------------------------------- what is built
+
+
+def test_what_is_alike_is_measured_once(lab: Lab) -> None:
+    engine = lab.build()
+    assert [(c.op, c.attributes.get("shift_size"), c.nodes) for c in engine.choices] == [
+        ("WindowAttention", (0, 0), ("a", "e")),
+        ("WindowAttention", (2, 2), ("c",)),
+        ("AddLayerNorm", None, ("s",)),
+        ("PatchMerging", None, ("y",)),
+    ]
+    assert [ops.uses(made).total() for made in lab.built] == [1, 0] * 4 + [3]
+    assert len(lab.closed) == 8, "an engine that was measured keeps memory of the GPU"
+
+
+def test_an_op_is_measured_alone_with_its_constants(lab: Lab) -> None:
+    lab.build()
+    plugin, standard = lab.alone[:2]
+    assert op_counts(plugin) == {"swinopt::WindowAttention": 1}
+    assert [value.name for value in plugin.graph.input] == [value.name for value in standard.graph.input] == ["qkv"]
+    (bias,) = plugin.graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(bias), floats(2, 16, 16))
+    # A bias that is computed is an input.
+    given = parse(
+        """g (float[1, 8, 8, 12] x, float[2, 16, 16] t) => (float[1, 8, 8, 4] y) {
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, t) }"""
+    )
+    lab.build(given)
+    assert [value.name for value in lab.alone[0].graph.input] == ["qkv", "relative_position_bias"]
+    assert not lab.alone[0].graph.initializer
+
+
+def test_inputs_that_are_absent_stay_so(lab: Lab) -> None:
+    attention = "swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>"
+    given = parse(
+        f"""g (float[1, 6, 8, 12] x) => (float[1, 6, 8, 4] y, float[1, 6, 8, 4] z) {{
+            y = {attention}(x, bias, "", pad)  z = {attention}(x, bias, logit, pad) }}""",
+        bias=floats(2, 16, 16),
+        logit=floats(2),
+        pad=floats(12),
+    )
+    engine = lab.build(given)
+    assert [list(c.shapes) for c in engine.choices] == [
+        ["qkv", "relative_position_bias", "pad_qkv"],
+        ["qkv", "relative_position_bias", "logit_scale", "pad_qkv"],
+    ]
+    (first,), (second,) = ops.nodes(lab.alone[0]), ops.nodes(lab.alone[2])
+    assert list(first.input) == ["qkv", "relative_position_bias", "pad_qkv"]
+    assert len(second.input) == 4
+
+
+@pytest.mark.parametrize(
+    ("profiles", "batch"),
+    [
+        (None, 8),
+        ({"x": [(b, 8, 8, 12) for b in (1, 3, 9)]}, 3),
+        ([{"x": [(b, 8, 8, 12) for b in sizes]} for sizes in ((1, 5, 6), (7, 8, 9))], 5),
+    ],
+)
+def test_sizes_are_those_that_the_first_profile_is_tuned_for(profiles: Any, batch: int, lab: Lab) -> None:
+    engine = lab.build(profiles=profiles)
+    assert [next(iter(c.shapes.values()))[0] for c in engine.choices] == [batch] * 4
+    (value,) = lab.alone[0].graph.input
+    assert [d.dim_value for d in value.type.tensor_type.shape.dim] == [batch, 8, 8, 12]
+    assert engine.interface.inputs["x"].shape == (-1, 8, 8, 12), "only what is measured has a fixed size"
+
+
+def test_a_profile_that_does_not_fit_is_told_before_anything_is_built(lab: Lab) -> None:
+    with pytest.raises(OptionError, match="the profile lacks x"):
+        lab.build(profiles={"z": [(1, 8, 8, 12)] * 3})
+    assert not lab.built
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", 1), ("tf32", 1), ("fp16", 10), ("bf16", 16)])
+def test_where_the_graph_decides_the_ends_are_of_the_precision(precision: str, kind: int, lab_11: Lab) -> None:
+    lab_11.build(precision=precision)
+    assert len(lab_11.alone) == 8
+    for made in lab_11.alone:
+        ends = {value.type.tensor_type.elem_type for value in (*made.graph.input, *made.graph.output)}
+        assert ends == {kind}
+        assert not op_counts(made)["Cast"], "the neighbours in a whole engine make none either"
+        assert {w.data_type for w in made.graph.initializer} <= {kind, onnx.TensorProto.INT64}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])
+def test_where_flags_decide_the_ends_are_of_the_precision(
+    precision: str, dtype: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[set[str]] = []
+    monkeypatch.setattr(
+        Engine,
+        "benchmark",
+        lambda engine, **options: (
+            found.append({v.dtype for v in (*engine.inputs.values(), *engine.outputs.values())})
+            or lab.benchmark(engine, **options)
+        ),
+    )
+    engine = lab.build(precision=precision)
+    assert found and all(each == {dtype} for each in found)
+    assert {w.data_type for made in lab.alone for w in made.graph.initializer} == {1, 7}, "TensorRT converts weights"
+    assert engine.inputs["x"].dtype == "float32", "the model's own ends are what the model declares"
+
+
+def test_what_stays_in_float32_is_given_float32(lab_11: Lab) -> None:
+    given = parse(
+        """g (float[1, 8, 8, 12] x) => (float[1, 8, 8, 4] y) {
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, bias) }""",
+        bias=np.full((2, 16, 16), -1e6, np.float32),
+    )
+    lab_11.build(given, precision="fp16")
+    plugin = lab_11.alone[0]
+    assert [value.type.tensor_type.elem_type for value in (*plugin.graph.input, *plugin.graph.output)] == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------- what is timed
+
+
+def test_both_are_timed_in_turns_and_one_slow_round_decides_nothing(lab: Lab) -> None:
+    slow = iter([1.0, 50.0, 1.0, 50.0, 1.0, 1.0] * 2)
+    lab.times["WindowAttention"] = (lambda: next(slow)), 2.0
+    engine = lab.build()
+    assert engine.choices[0].plugin_ms == 1.0 and engine.choices[0].chosen == "plugin"
+    rounds = [plugin for op, plugin, options in lab.timed[:12] if "graph" in options]
+    assert rounds == [True, False, False, True, True, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_neither_is_captured_if_one_cannot_be(plugin: bool, lab: Lab) -> None:
+    lab.graph = lambda is_plugin: is_plugin != plugin
+    lab.build()
+    assert {options["graph"] for _, _, options in lab.timed if "graph" in options} == {False}
+
+
+def test_the_listener_is_told(lab: Lab) -> None:
+    told: list[tuple[str, int, int]] = []
+    lab.build(progress=lambda *step: told.append(step))
+    assert told[:4] == [(choosing.PHASE, index, 4) for index in range(4)]
+    assert "preparing the model" in [phase for phase, _, _ in told[4:]]
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def of(op: str, plugin: bool) -> Callable[[onnx.ModelProto], bool]:
+    return lambda made: made.graph.name == op and bool(ops.uses(made)) == plugin
+
+
+def test_what_cannot_be_built_is_not_taken(lab: Lab) -> None:
+    lab.fails = of("WindowAttention", True)
+    engine = lab.build()
+    assert engine.plugin_layers == 0
+    choice = engine.choices[0]
+    assert (choice.chosen, choice.plugin_ms, choice.standard_ms) == ("standard", None, None)
+    assert choice.why.startswith("as a plugin: TensorRT 10.9.0 cannot build the engine")
+    # A failure is not kept: both attentions are measured anew.
+    lab.fails = lambda made: False
+    engine = lab.build()
+    assert [c.chosen for c in engine.choices] == ["plugin", "plugin", "standard", "standard"]
+    assert [c.from_cache for c in engine.choices] == [False, False, True, True]
+
+
+def test_what_cannot_be_spelled_out_is_a_plugin(lab: Lab) -> None:
+    lab.fails = of("AddLayerNorm", False)
+    choice = lab.build().choices[2]
+    assert choice.chosen == "plugin", "the plugin is slower, and works"
+    assert choice.why.startswith("in standard ops: TensorRT 10.9.0 cannot build the engine")
+
+
+@pytest.mark.parametrize(("plugin", "expected"), [(True, "standard"), (False, "plugin")])
+def test_what_does_not_run_is_not_taken(plugin: bool, expected: str, lab: Lab, tmp_path: Path) -> None:
+    failure = ModelError("out of\n memory")
+    lab.times["PatchMerging"] = (failure, 1.0) if plugin else (1.0, failure)
+    choice = lab.build().choices[-1]
+    assert choice.chosen == expected
+    assert choice.why == f"{'as a plugin' if plugin else 'in standard ops'}: out of memory"
+    assert len(entries(tmp_path)) == 3
+
+
+def test_a_failure_on_the_way_is_one_as_well(lab: Lab) -> None:
+    times = iter([1.0, 1.0])
+
+    def runs_out() -> float:
+        if (time := next(times, None)) is None:
+            raise SwinoptError("it fell over")
+        return time
+
+    lab.times["PatchMerging"] = runs_out, 1.0
+    choice = lab.build().choices[-1]
+    assert (choice.chosen, choice.why) == ("standard", "as a plugin: it fell over")
+
+
+def test_where_neither_works_the_whole_model_tells(lab: Lab) -> None:
+    lab.fails = lambda made: made.graph.name == "PatchMerging"
+    engine = lab.build()
+    choice = engine.choices[-1]
+    assert choice.chosen == "plugin"
+    assert "as a plugin: " in choice.why and "; in standard ops: " in choice.why
+    lab.fails = lambda made: True
+    with pytest.raises(SwinoptError, match="cannot build the engine"):
+        lab.build()
+
+
+def test_a_plugin_that_nobody_has_is_an_error_and_no_slower_engine(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_module, "_without_plugin", lambda trt, needed: list(needed))
+    monkeypatch.delattr(lab.trt, "IPluginV3")
+    with pytest.raises(MissingDependencyError, match="no plugin for"):
+        lab.build()
+    assert not lab.built
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error_and_no_slower_engine(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(path: Path) -> None:
+        raise SwinoptError(f"{path} is of another TensorRT")
+
+    lab.trt.plugins = False
+    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: tmp_path / "library.so")
+    monkeypatch.setattr(plugin_library, "load_library", refuse)
+    with pytest.raises(SwinoptError, match="is of another TensorRT"):
+        lab.build()
+    assert not lab.built
+
+
+def test_plugin_layers_are_counted_where_some_ops_are_spelled_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.build()
+    counted = tensorrt._Build._plugin_layers
+    monkeypatch.setattr(tensorrt._Build, "_plugin_layers", lambda build: counted(build) - 1)
+    with pytest.raises(SwinoptError, match=r"3 nodes need a plugin, and TensorRT 10\.9\.0 made 2"):
+        lab.build()
+
+
+def test_what_is_missing_to_run_engines_is_an_error(lab: Lab) -> None:
+    lab.times["WindowAttention"] = (MissingDependencyError("cuda-bindings"), 1.0)
+    with pytest.raises(MissingDependencyError, match="cuda-bindings"):
+        lab.build()
+
+
+def test_an_op_whose_sizes_cannot_be_told_stays_a_plugin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = model(2)
+    given.graph.input[0].type.tensor_type.ClearField("shape")
+    choices = choosing.choose(given, None, lambda *_: pytest.fail("nothing is built"), trt=lab.trt, settings={})
+    assert {c.chosen for c in choices} == {"plugin"} and {c.why for c in choices} == {"its sizes cannot be told"}
+    assert sorted(name for c in choices for name in c.nodes) == ["a", "c", "e", "s", "y"]
+    assert not choices.spelled_out
+
+
+def test_an_op_in_a_branch_stays_a_plugin(lab: Lab) -> None:
+    given = model()
+    (attention,) = [node for node in given.graph.node if node.output[0] == "e"]
+    inner = onnx.NodeProto()
+    inner.CopyFrom(attention)
+    inner.output[0] = "inner"
+    ends = [onnx.helper.make_tensor_value_info("inner", 1, [None] * 4)]
+    branch = onnx.helper.make_graph([inner], "branch", [], ends)
+    attention.CopyFrom(onnx.helper.make_node("If", ["yes"], ["e"], then_branch=branch, else_branch=branch))
+    given.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    lab.times = dict.fromkeys(TIMES, (2.0, 1.0))
+    engine = lab.build(given)
+    assert {"a", "c"} <= chosen(engine).keys() and "inner" not in chosen(engine)
+    final = onnx.load_model_from_string(engine.plan)
+    assert {node.output[0] for node in ops.nodes(final)} >= {"inner"}
+
+
+# -------------------------------------------------------------------------------------------- where nothing is measured
+
+
+def test_without_swinopt_ops_nothing_is_measured(lab: Lab) -> None:
+    engine = lab.build(parse("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
+    assert len(lab.built) == 1 and not lab.timed and not engine.choices and not engine.notes
+
+
+@pytest.mark.parametrize(("plugins", "layers"), [("on", 5), ("off", 0)])
+def test_what_was_asked_for_is_not_measured(plugins: str, layers: int, lab: Lab) -> None:
+    engine = lab.build(plugins=plugins)
+    assert engine.plugin_layers == layers
+    assert len(lab.built) == 1 and not lab.timed and not engine.choices
+
+
+def test_tensorrt_rtx_measures_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab.trt, "__name__", "tensorrt_rtx", raising=False)
+    engine = lab.build()
+    assert engine.plugin_layers == 5 and len(lab.built) == 1 and not engine.choices and not engine.notes
+
+
+# ---------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_what_was_measured_is_known_the_next_time(lab: Lab, tmp_path: Path) -> None:
+    first = lab.build()
+    assert not any(choice.from_cache for choice in first.choices)
+    assert len(entries(tmp_path)) == 4 and all(path.suffix == ".json" for path in entries(tmp_path))
+    lab.times = {}
+    second = lab.build()
+    assert len(lab.built) == 1 and not lab.timed
+    assert all(choice.from_cache for choice in second.choices)
+    assert chosen(second) == chosen(first)
+    assert [(c.plugin_ms, c.standard_ms, c.why) for c in second.choices] == [
+        (c.plugin_ms, c.standard_ms, c.why) for c in first.choices
+    ]
+
+
+def test_another_gpu_tensorrt_setting_or_kernel_is_measured_anew(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+        "gpu": (lambda: setattr(lab.gpu, "name", b"Another GPU\0"), {}),
+        "capability": (lambda: setattr(lab.gpu, "minor", 3), {}),
+        "version": (lambda: setattr(lab.trt, "__version__", "10.10.0"), {}),
+        "precision": (lambda: None, {"precision": "fp16"}),
+        "level": (lambda: None, {"optimization_level": 5}),
+        "workspace": (lambda: None, {"workspace": 64}),
+        "sizes": (lambda: None, {"profiles": {"x": [(2, 8, 8, 12)] * 3}}),
+        "kernels": (lambda: monkeypatch.setattr(choosing, "kernels_hash", lambda version: "another"), {}),
+        "swinopt": (lambda: monkeypatch.setattr(swinopt, "__version__", "99"), {}),
+    }
+    lab.build()
+    for name, (change, options) in changes.items():
+        change()
+        assert not any(choice.from_cache for choice in lab.build(**options).choices), name
+        assert all(choice.from_cache for choice in lab.build(**options).choices), name
+
+
+def test_another_value_of_a_constant_is_the_same_op(lab: Lab) -> None:
+    lab.build()
+    given = model()
+    given.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(floats(2, 16, 16) + 3, "bias"))
+    assert all(choice.from_cache for choice in lab.build(given).choices)
+
+
+def test_the_hash_of_the_kernels_is_that_of_their_sources_or_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, library = tmp_path / "sources", tmp_path / "libswinopt_plugins.so"
+    (sources / "op").mkdir(parents=True)
+    for name in ("op/kernel.cuh", "op/plan.py", "README"):
+        (sources / name).write_text("one")
+    monkeypatch.setattr(choosing, "SOURCES", sources)
+    found: list[Path | None] = [None]
+    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: found[0])
+
+    def hashes() -> str:
+        return choosing.kernels_hash("10.9.0")
+
+    before = hashes()
+    (sources / "README").write_text("two")
+    assert hashes() == before
+    seen = {before}
+    for name in ("op/kernel.cuh", "op/plan.py"):
+        (sources / name).write_text("two")
+        seen.add(hashes())
+    found[0] = library
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        seen.add(hashes())
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"null",
+        lambda old: old[: len(old) // 2],
+        lambda old: old.replace(b'"plugin_ms"', b'"ms"'),
+        lambda old: json.dumps({**json.loads(old), "plugin_ms": "fast"}).encode(),
+        lambda old: json.dumps({**json.loads(old), "standard_ms": -1}).encode(),
+        lambda old: json.dumps({**json.loads(old), "standard_ms": float("nan")}).encode(),
+        lambda old: json.dumps({**json.loads(old), "key": {}}).encode(),
+        None,
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_read_is_measured_again(content: Any, lab: Lab, tmp_path: Path) -> None:
+    lab.build()
+    for path in entries(tmp_path):
+        good = path.read_bytes()
+        path.unlink()
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content(good))
+    engine = lab.build()
+    assert not any(choice.from_cache for choice in engine.choices)
+    assert chosen(engine)["a"] == "plugin"
+    if content is not None:
+        assert all(choice.from_cache for choice in lab.build().choices), "it was not replaced"
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    for _ in range(2):
+        assert [choice.from_cache for choice in lab.build().choices] == [False] * 4
+
+
+def test_an_entry_is_whole_whoever_writes_it(lab: Lab, tmp_path: Path) -> None:
+    key = {"op": "WindowAttention", "ballast": "x" * 100_000}
+    choosing._write(key, (1.0, 1.0))
+    wrong: list[Any] = []
+    done = threading.Event()
+
+    def write(time: float) -> None:
+        for _ in range(50):
+            choosing._write(key, (time, time))
+
+    def read() -> None:
+        while not done.is_set():
+            times = choosing._read(key)
+            if times is None or times[0] != times[1]:
+                wrong.append(times)
+
+    writers = [threading.Thread(target=write, args=(float(number),)) for number in (1, 2, 3)]
+    reader = threading.Thread(target=read)
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert not wrong
+    assert len(entries(tmp_path)) == 1, "a draft was left"
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+
+
+def test_the_choices_print_as_a_table() -> None:
+    shapes = {"qkv": (8, 56, 56, 288), "relative_position_bias": (3, 49, 49)}
+    attributes = {"window_size": (7, 7), "shift_size": (3, 3), "scale": 0.177}
+    times: dict[str, Any] = {"plugin_ms": 0.1234, "standard_ms": 0.25, "from_cache": True}
+    unknown: dict[str, Any] = {"plugin_ms": None, "standard_ms": None}
+    table = Choices(
+        [
+            Choice(
+                "WindowAttention", attributes, shapes, ("a", "b"), chosen="plugin", why="2.03 times as fast", **times
+            ),
+            Choice("PatchMerging", {}, {}, ("c",), chosen="standard", why="as a plugin: no memory", **unknown),
+        ]
+    )
+    heading, first, second = str(table).splitlines()
+    assert heading.split() == ["op", "inputs", "nodes", "plugin", "ms", "standard", "ms", "chosen", "why"]
+    assert first.split("  ")[0] == "WindowAttention(window_size=7x7, shift_size=3x3)"
+    assert "  qkv 8x56x56x288, relative_position_bias 3x49x49  " in first
+    assert first.endswith("0.1234       0.2500  plugin    2.03 times as fast, measured before")
+    assert second.endswith("     -            -  standard  as a plugin: no memory")
+    for title, end in (("nodes", "2"), ("plugin ms", "0.1234"), ("standard ms", "0.2500")):
+        assert heading.index(title) + len(title) == first.index(f" {end} ") + 1 + len(end), "numbers end in one line"
+    assert heading.index("chosen") == first.index("plugin  ") == second.index("standard")
+    assert table.spelled_out == {"c"}
+    assert str(Choices()) == ""
+    assert json.loads(json.dumps(table[0].to_dict())) == {
+        "op": "WindowAttention",
+        "attributes": {"window_size": [7, 7], "shift_size": [3, 3], "scale": 0.177},
+        "shapes": {"qkv": [8, 56, 56, 288], "relative_position_bias": [3, 49, 49]},
+        "nodes": ["a", "b"],
+        "plugin_ms": 0.1234,
+        "standard_ms": 0.25,
+        "chosen": "plugin",
+        "why": "2.03 times as fast",
+        "from_cache": True,
+    }
+
+
+def test_an_engine_shows_its_choices_and_a_file_has_none(lab: Lab, tmp_path: Path) -> None:
+    engine = lab.build()
+    assert "AddLayerNorm, 1 nodes: standard, 3.00 times as fast" in engine._repr_html_()
+    assert "WindowAttention" in str(engine.choices)
+    assert Engine.load(engine.save(tmp_path / "an.engine")).choices == ()
