@@ -55,9 +55,8 @@ def for_parser(
         as_plugins = {ops.first_output(node) for node in ops.nodes(model)} - set(spelled_out) if plugins else set()
         if not plugins or spelled_out:
             model = _spelled_out(model, frozenset(as_plugins))
-        if plugins:
-            # The models that swinopt has brought to maps; others keep the form that their authors gave them.
-            model = Pipeline(passes.FlattenTokens())(model)
+        # The models that swinopt has brought to maps; others keep the form that their authors gave them.
+        model = Pipeline(passes.FlattenTokens())(model)
     if by_graph and precision in NARROW:
         converted = convert(model, precision)
         model, kept = converted.model, converted.kept

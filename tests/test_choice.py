@@ -598,7 +598,20 @@ def test_the_hash_of_the_kernels_is_that_of_their_sources_or_the_library(
         lambda old: json.dumps({**json.loads(old), "key": {}}).encode(),
         None,
     ],
-    ids=str,
+    ids=[
+        "empty",
+        "half an object",
+        "a list",
+        "no text",
+        "null",
+        "half of it",
+        "a time is missing",
+        "a time is a word",
+        "a time is negative",
+        "a time is no number",
+        "another key",
+        "a folder",
+    ],
 )
 def test_a_file_that_cannot_be_read_is_measured_again(content: Any, lab: Lab, tmp_path: Path) -> None:
     lab.build()

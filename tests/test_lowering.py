@@ -126,7 +126,7 @@ def test_weights_of_another_precision(precision: str) -> None:
 
 @pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
 @pytest.mark.parametrize("batch", [2, "N"])
-def test_tokens_lie_as_rows_from_one_plugin_to_the_next(batch: int | str, versions: dict[str, Any]) -> None:
+def test_tokens_lie_as_rows_from_one_attention_to_the_next(batch: int | str, versions: dict[str, Any]) -> None:
     """A linear on a map [B, H, W, C] would be B*H products of W rows each."""
     block = parse(
         f"""g (float[{batch}, 8, 8, 4] x) => (float[{batch}, 8, 8, 4] y) {{
@@ -147,6 +147,13 @@ def test_tokens_lie_as_rows_from_one_plugin_to_the_next(batch: int | str, versio
     linears = [node for node in spelled.graph.node if node.input[-1] in {w.name for w in spelled.graph.initializer}]
     made_rows = {node.output[0] for node in spelled.graph.node if node.op_type == "Reshape"}
     assert [node.input[0] in made_rows for node in linears if node.op_type == "MatMul"] == [True, True]
+
+    found, _ = for_parser(block, precision="fp32", plugins=False, **versions)
+    made_rows = {node.output[0] for node in found.graph.node if node.op_type == "Reshape"}
+    weights = {weight.name for weight in found.graph.initializer}
+    linears = [node for node in found.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    assert len(linears) == 2 and all(node.input[0] in made_rows for node in linears)
+    assert swinopt.compare(block, found, tolerance=1e-5).passed
 
     plain = parse("g (float[2, 8, 8, 4] x) => (float[2, 8, 8, 4] y) { y = MatMul(x, w) }", w=floats(4, 4))
     assert op_counts(for_parser(plain, precision="fp32", plugins=True, **versions)[0]) == {"MatMul": 1}
