@@ -148,14 +148,14 @@ def _torch(cell: Cell, precision: str, mode: str | None = None) -> Measured:
         for images in inputs * 3:
             run(images)
         torch.cuda.synchronize()
-        times = []
-        for index in range(_ROUNDS * _SETS):
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_ROUNDS * _SETS)]
+        # Waited for once: a host that waits for each run would put its own delay into the next one.
+        for index, (first, last) in enumerate(events):
             first.record()
             run(inputs[index % _SETS])
             last.record()
-            last.synchronize()
-            times.append(first.elapsed_time(last))
+        torch.cuda.synchronize()
+        times = [first.elapsed_time(last) for first, last in events]
     more = {} if mode is None else {"build_s": round(built, 1)}
     return cell.measured(outputs, times, **more)
 
@@ -257,7 +257,8 @@ def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
         plugins=plugins or "off",
     )
     built = time.perf_counter() - start
-    stock = cell.folder / f"{cell.stem}-{cell.precision}-stock.engine"
+    stock = cell.folder / f"{cell.stem}-{cell.precision}-{trt_version}-{kind}-stock.engine"
+    folded = cell.folder / f"{cell.stem}-{cell.precision}-{trt_version}-torchscript-stock.engine"
     with engine:
         (name,), (image,) = engine.outputs, engine.inputs
         outputs = np.stack([engine.run({image: images})[name] for images in cell.truth()[0]])
@@ -269,11 +270,16 @@ def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
             cuda_graph=timing.graph,
             plugin_layers=engine.plugin_layers,
             TensorRT=trt_version,
+            choices=[choice.to_dict() for choice in engine.choices],
+            notes=list(engine.notes),
         )
         if plugins is None:
             engine.save(stock)
-        elif stock.exists():
-            found["of_stock"] = _in_turns(engine, stock)
+        elif folded.exists():
+            try:
+                found["of_stock"] = _in_turns(engine, folded)
+            except swinopt.SwinoptError as error:  # of another GPU, say
+                found["notes"].append(f"not timed in turns with stock TensorRT: {error}")
         return found
 
 

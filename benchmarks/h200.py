@@ -11,7 +11,8 @@ time. The cells of a row are measured one after the other, each in a process of 
 the report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
 where one run makes both, and that is what their ratio is taken from.
 
-Writes benchmarks/results/h200.json, h200.md, two plots and the README's table; ``--report`` does only that. Exits with
+Writes benchmarks/results/h200.json, h200.md, two plots and, where the README has the markers ``<!-- speed -->`` and
+``<!-- /speed -->``, the table between them; ``--report`` does only that. Exits with
 1 if a bar is missed.
 """
 
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +156,21 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
             continue
         # Every run measures its peaks, and what others read does not outlive the machine.
         if store.cells.get(PEAKS, {}).get(PEAKS, {}).get("run") != run:
-            store.add(PEAKS, PEAKS, {**_cell(PEAKS, row, sys.executable, arguments.folder), "run": run})
+            peaks = _cell(PEAKS, row, sys.executable, arguments.folder)
+            if "error" in peaks:
+                raise SystemExit(f"nothing can be measured here: {peaks['error']}")
+            store.add(PEAKS, PEAKS, {**peaks, "run": run})
         exported = _cell("export", row, sys.executable, arguments.folder)
         if "error" in exported:
-            raise SystemExit(f"{row.name} cannot be exported: {exported['error']}")
+            print(f"{row.name} cannot be exported: {exported['error']}")
+            continue
         for column in missing:
             if time.monotonic() > end:
                 return
             found = _cell(column, row, pythons[COLUMNS[column]], arguments.folder)
+            if "error" in found and "ms" in store.cells.get(row.name, {}).get(column, {}):
+                print(f"{row.name}, {column}: kept what was measured before, since now: {found['error']}")
+                continue
             peaks = store.cells[PEAKS][PEAKS]
             store.add(row.name, column, {**found, **_shares(found, exported, peaks, row, column), "run": run})
 
@@ -173,12 +181,13 @@ def _cell(column: str, row: Row, python: str, folder: Path) -> dict[str, Any]:
     output.unlink(missing_ok=True)
     names = [column, row.model, row.precision, str(row.batch), str(folder), str(output)]
     print(f"{row.name}: {column}", flush=True)
+    lost = {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": {}}
     try:
         done = subprocess.run([python, str(ROOT / "benchmarks" / "cells.py"), *names], timeout=_LONGEST_CELL)
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {_LONGEST_CELL} s"}
+        return {"error": f"not done after {_LONGEST_CELL} s", **lost}
     if not output.exists():
-        return {"error": f"the process ended with {done.returncode}"}
+        return {"error": f"the process ended with {done.returncode}", **lost}
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return found
 
@@ -219,9 +228,14 @@ def missed_bars(row: Row, cells: dict[str, Any]) -> Iterator[str]:
     for column, cell in cells.items():
         if cell and cell.get("nan"):
             yield f"{row.name}, {column}: {cell['nan']} NaN"
+        # Stock TensorRT may fail; what nobody can then be compared with is no bar that is met.
+        if cell and "error" in cell and column in (OURS, *(COMPILED if row.name in COMPILE_BARS else ())):
+            yield f"{row.name}, {column}: {cell['error']}"
     ours = cells[OURS]
     if not ours or "ms" not in ours:
         return
+    if row.name in STOCK_BARS and cells[STOCK] and "error" in cells[STOCK]:
+        yield f"{row.name}, {STOCK}: {cells[STOCK]['error']}"
     stock, compiled = ratio(cells, STOCK), [r for column in COMPILED if (r := ratio(cells, column))]
     if stock is not None and stock > STOCK_BARS.get(row.name, 1.0):
         yield f"{row.name}: {stock:.2f} of stock TensorRT's time, bar {STOCK_BARS.get(row.name, 1.0)}"
@@ -250,7 +264,8 @@ def page(rows: Sequence[Row], store: Store, missed: Sequence[str]) -> str:
         "",
         "Measured by `python benchmarks/h200.py`; random weights. Milliseconds a batch, median; below it images a "
         "second and the largest difference to PyTorch in fp32 (TF32 off). `-`: not part of the row; empty: not "
-        "measured yet.",
+        "measured yet. PyTorch, TensorRT and swinopt by events of the GPU, ONNX Runtime by the clock, with its own "
+        "synchronization; build times share one timing cache, so that later columns build faster.",
         "",
         *(f"- {name}: {value}" for name, value in setting(rows, store).items()),
         f"- peaks: {peaks['fp16_tflop_s']:.0f} TFLOP/s in fp16, {peaks['tf32_tflop_s']:.0f} in tf32, "

@@ -1,6 +1,6 @@
 """The CUDA plugins on the GPU at hand, from the kernels to whole engines, and the page of results.
 
-    python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--at-a-time 2]
+    python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--at-a-time N]
                                  [--steps kernels,export,engines,report]
 
 Run it where PyTorch with CUDA, cuda-bindings and timm are. Engines are built by ``--tensorrt-python``, by default the
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensorrt-python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "plugins")
-    parser.add_argument("--at-a-time", type=int, default=2, help="engines that are built at the same time")
+    parser.add_argument("--at-a-time", type=int, default=1, help="engines that are built at the same time")
     parser.add_argument("--steps", default="kernels,export,engines,report")
     arguments = parser.parse_args()
     folder: Path = arguments.folder

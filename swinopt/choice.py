@@ -75,6 +75,15 @@ class Choices(tuple[Choice, ...]):
         """The nodes that are spelled out in standard ops, each by its first output."""
         return frozenset(name for choice in self if choice.chosen == "standard" for name in choice.nodes)
 
+    @property
+    def failures(self) -> list[str]:
+        """What should have been plugins and cannot, with the reasons."""
+        return [
+            f"{choice.op} of {', '.join(choice.nodes)} is spelled out: {choice.why}"
+            for choice in self
+            if choice.chosen == "standard" and choice.plugin_ms is None
+        ]
+
     def __str__(self) -> str:
         if not self:
             return ""

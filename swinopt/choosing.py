@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 import swinopt
-from swinopt import cuda, graph, ops, plugin_library, tensorrt_module
+from swinopt import cuda, graph, ops, passes, plugin_library, tensorrt_module
 from swinopt import profiles as profile
 from swinopt.choice import Choice, Choices, Form, by_time
 from swinopt.cuda_plugins import SOURCES, nvrtc
@@ -87,6 +87,7 @@ def choose(
         "tensorrt": tensorrt_module.describe(trt),
         "swinopt": swinopt.__version__,
         "kernels": kernels_hash(trt.__version__),
+        "standard_ops": sources_hash(),
         **settings,
     }
     choices = []
@@ -105,6 +106,15 @@ def kernels_hash(tensorrt_version: str) -> str:
         content = path.read_bytes()
         digest.update(f"{path.name if library else path.relative_to(SOURCES)} {len(content)}\n".encode())
         digest.update(content)
+    return digest.hexdigest()
+
+
+def sources_hash() -> str:
+    """A hash of the modules that spell swinopt ops out."""
+    digest = hashlib.sha256()
+    for folder in (Path(swinopt.__file__).parent, Path(passes.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -158,7 +168,7 @@ class _Op:
             for name, shape in self.shapes.items()
         }
         attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in self.attributes.items()}
-        return {"op": self.type, "attributes": attributes, "inputs": inputs}
+        return {"op": self.type, "opset": self.opset, "attributes": attributes, "inputs": inputs}
 
     def model(self) -> onnx.ModelProto:
         """The op and nothing else: what is constant in the model is so here, and the rest are inputs."""

@@ -73,8 +73,9 @@ def build(
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
-            both ways, and the faster is taken; ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so
-            that the next build measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
+            both ways, and the faster is taken, or the one that works; ``Engine.choices`` tells. Times are kept in
+            swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing: there
+            it is the same as ``"on"``.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
             own, which is 3.
@@ -112,6 +113,7 @@ def build(
 
         settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
         choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
+        build.notes += choices.failures
     return build.engine(proto, profiles, plugins=plugins != "off", choices=choices)
 
 

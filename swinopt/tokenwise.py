@@ -22,7 +22,10 @@ def is_tokenwise(node: gs.Node, rewriter: Rewriter) -> bool:
         return False
     if node.op in OVER_LAST_AXIS:
         axis = attr(node, "axis", rewriter.graph.opset)
-        return axis in (-1, len(shape) - 1) and len(node.outputs) == 1
+        # Scale and bias of a norm may have more axes, and then be another one for each token.
+        parameters = [rewriter.facts.shape(tensor) for tensor in node.inputs[1:] if not tensor.is_empty()]
+        is_same_for_all = all(parameter is not None and len(parameter) == 1 for parameter in parameters)
+        return axis in (-1, len(shape) - 1) and len(node.outputs) == 1 and is_same_for_all
     if node.op == "MatMul":
         return isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2
     return node.op in UNARY or node.op in BINARY

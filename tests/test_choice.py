@@ -380,6 +380,7 @@ def test_what_cannot_be_built_is_not_taken(lab: Lab) -> None:
     choice = engine.choices[0]
     assert (choice.chosen, choice.plugin_ms, choice.standard_ms) == ("standard", None, None)
     assert choice.why.startswith("as a plugin: TensorRT 10.9.0 cannot build the engine")
+    assert any("is spelled out: as a plugin: TensorRT 10.9.0 cannot build" in note for note in engine.notes)
     # A failure is not kept: both attentions are measured anew.
     lab.fails = lambda made: False
     engine = lab.build()
@@ -538,6 +539,7 @@ def test_another_gpu_tensorrt_setting_or_kernel_is_measured_anew(lab: Lab, monke
         "workspace": (lambda: None, {"workspace": 64}),
         "sizes": (lambda: None, {"profiles": {"x": [(2, 8, 8, 12)] * 3}}),
         "kernels": (lambda: monkeypatch.setattr(choosing, "kernels_hash", lambda version: "another"), {}),
+        "standard ops": (lambda: monkeypatch.setattr(choosing, "sources_hash", lambda: "another"), {}),
         "swinopt": (lambda: monkeypatch.setattr(swinopt, "__version__", "99"), {}),
     }
     lab.build()

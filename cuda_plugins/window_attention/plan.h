@@ -121,7 +121,8 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
     }
     // One wave of blocks, so that the bias is read rarely. No wider than it takes to get done in as many rounds.
     int const head_groups = p.num_heads / p.heads_per_block;
-    int const share = ceil_div(windows * head_groups, static_cast<long long>(blocks) * device.multiprocessors);
+    int const blocks_of_group = blocks * device.multiprocessors / head_groups;
+    int const share = ceil_div(windows, blocks_of_group > 1 ? blocks_of_group : 1);
     int const rounds = ceil_div(share, warps / p.heads_per_block), abreast = ceil_div(share, rounds);
     p.windows_per_block = abreast * rounds;
     int const chunks = ceil_div(windows, p.windows_per_block) * head_groups;

@@ -197,7 +197,7 @@ def _cut(
             blocks, warps, p.heads_per_block = b, fit, heads
     # One wave of blocks, so that the bias is read rarely. No wider than it takes to get done in as many rounds.
     head_groups = p.num_heads // p.heads_per_block
-    share = math.ceil(windows * head_groups / (blocks * device.multiprocessors))
+    share = math.ceil(windows / max(1, blocks * device.multiprocessors // head_groups))
     rounds = math.ceil(share / (warps // p.heads_per_block))
     abreast = math.ceil(share / rounds)
     p.windows_per_block = abreast * rounds

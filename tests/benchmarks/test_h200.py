@@ -50,6 +50,7 @@ def cell(ms: float = 4.0, **other: Any) -> dict[str, Any]:
     }
 
 
+MADE = {"measured": "2026-01-02T03:04:05+00:00", "machine": {}}
 PEAKS = {"fp16_tflop_s": 700.0, "tf32_tflop_s": 350.0, "fp32_tflop_s": 50.0, "copy_tb_s": 4.2, "run": "one"}
 
 
@@ -77,6 +78,9 @@ def test_a_row_that_meets_its_bars(h200: ModuleType) -> None:
         ("Swin-T 224 fp16 B=1", {"swinopt": cell(max_abs_diff=7e-3)}, "more than 1.5 times stock TensorRT's 4.0e-03"),
         ("Swin-T 224 fp16 B=1", {"torch": cell(nan=3)}, "torch: 3 NaN"),
         ("Swin-T 224 fp16 B=1", {"torch": None}, "not measured: torch"),
+        ("Swin-T 224 fp16 B=1", {"swinopt": {"error": "cannot build"}}, "swinopt: cannot build"),
+        ("Swin-B 224 fp16 B=1", {"TensorRT": {"error": "no memory"}}, "TensorRT: no memory"),
+        ("Swin-B 224 fp16 B=1", {"compile max": {"error": "no compiler"}}, "compile max: no compiler"),
         # Rounds in turns say more than medians of two processes.
         ("Swin-T 224 fp16 B=1", {"swinopt": cell(4.0, of_stock=[1.0, 1.1, 1.2])}, "1.10 of stock TensorRT's time"),
     ],
@@ -140,7 +144,25 @@ def test_a_process_that_dies_is_a_result(h200: ModuleType, tmp_path: Path) -> No
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 7\n")
     python.chmod(0o755)
-    assert h200._cell("torch", h200.ROWS[0], str(python), tmp_path) == {"error": "the process ended with 7"}
+    found = h200._cell("torch", h200.ROWS[0], str(python), tmp_path)
+    assert found["error"] == "the process ended with 7"
+    store = h200.Store(tmp_path / "results" / "h200.json")
+    store.add("peaks", "peaks", PEAKS)
+    store.add(h200.ROWS[0].name, "torch", {**found, "run": "one"})
+    assert "failed: the process ended with 7" in h200.page([h200.ROWS[0]], store, [])
+
+
+def test_what_was_measured_is_not_replaced_by_a_failure(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"peaks": PEAKS, "export": {"flop_per_image": 1e9}}
+    monkeypatch.setattr(h200, "_cell", lambda column, *_: dict(found.get(column, {"error": "out of memory", **MADE})))
+    monkeypatch.setattr(h200, "plot", lambda rows, store: None)
+    store = h200.Store(tmp_path / "results" / "h200.json")
+    store.add("Swin-T 224 fp16 B=1", "torch", cell())
+    h200.main(["--folder", str(tmp_path), "--rows", "Swin-T 224 fp16 B=1", "--again"])
+    kept = json.loads(store.path.read_text())["Swin-T 224 fp16 B=1"]
+    assert kept["torch"]["ms"] == 4.0 and kept["compile"]["error"] == "out of memory"
 
 
 def test_the_page_the_plots_and_the_readme(h200: ModuleType, tmp_path: Path) -> None:

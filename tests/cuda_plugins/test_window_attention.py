@@ -160,6 +160,8 @@ def test_small_blocks_take_every_window_and_no_more_than_there_is(name: str, bat
     assert chunks * p.windows_per_block >= windows > (chunks - 1) * p.windows_per_block
     assert launch.block % (32 * p.heads_per_block) == 0 and launch.block <= 512
     assert launch.shared_bytes <= DEVICES[name].shared_bytes
+    # One wave: what is left for a second one would take as long as the first.
+    assert launch.grid[0] // p.row_groups * launch.block <= 256 * DEVICES[name].multiprocessors
     assert p.row_groups & (p.row_groups - 1) == 0 and p.row_groups <= 4
 
 

@@ -145,6 +145,8 @@ ENDS: dict[str, Write] = {
     "a bias that adds an axis": lambda b, x: b.op("Add", x, b.weights(1, 1, 1, 1, C)),
     "a gate for each image": lambda b, x: b.op("Mul", x, b.op("ReduceMean", x, b.ints(1, 2))),
     "a norm over two axes": lambda b, x: b.op("LayerNormalization", x, b.weights(3, C), axis=2),
+    "a norm whose scale has all axes": lambda b, x: b.op("LayerNormalization", x, b.weights(1, 1, 1, C), axis=-1),
+    "a norm with a scale for each token": lambda b, x: b.op("LayerNormalization", x, b.weights(4, 3, C), axis=-1),
     "Softmax over another axis": lambda b, x: b.op("Softmax", x, axis=1),
 }
 
