@@ -8,7 +8,8 @@ it is one large product. A region starts at a linear, reaches as far as what fol
 framed by one Reshape where it starts and one for each reader that wants the map. Tokens in one line, [B, L, C], stay:
 what fuses the attention of other models looks for that.
 
-Refused where more than one size of the map depends on the input: no single Reshape leads back then.
+Where more than one size of the map depends on the input, the Reshape back takes them from the map that the region
+starts at.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from swinopt.graph import Tensor, is_standard, literal, made_by
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter, reshape_target
 from swinopt.tokenwise import BINARY, OVER_LAST_AXIS, is_parameter, is_tokenwise
+
+#: The opset from which on Shape can leave out the last axis.
+_SHAPE_OF_SOME_AXES = 15
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class _Rows:
 
     def __init__(self, rewriter: Rewriter) -> None:
         self._rewriter = rewriter
-        self._made: set[int] = set()  # ids of rows
-        self._of: dict[int, Tensor] = {}  # rows of the tensors that a region starts at
+        self._of: dict[int, Tensor] = {}  # rows of the maps that regions start at, by the map's id
+        self._map: dict[int, Tensor] = {}  # a map with the same leading sizes, by the id of rows
+        self._sizes: dict[int, Tensor] = {}  # what a Reshape back to a map has to say, by the map's id
 
     def flatten(self, node: gs.Node) -> None:
         """Lets one node work on rows, if it is a linear or reads some already."""
@@ -68,20 +73,31 @@ class _Rows:
         if any(t is None for t in given.values()):
             return
         flat = [_flat(shape) for shape in shapes]
-        if reshape_target(flat, shapes) is None:
-            self._rewriter.refuse(node, "more than one size of the map depends on the input")
+        if reshape_target(flat, shapes) is None and self._rewriter.graph.opset < _SHAPE_OF_SOME_AXES:
+            self._rewriter.refuse(
+                node, f"more than one size depends on the input: that takes opset {_SHAPE_OF_SOME_AXES}"
+            )
             return
+        rows = {id(tensor): self._rows_of(tensor) for tensor in tokens}
         inputs = [
-            tensor if tensor is None or is_parameter(node, i) else self._rows_of(tensor)
+            tensor if tensor is None or is_parameter(node, i) else rows[id(tensor)]
             for i, tensor in enumerate(given.get(i) for i in range(len(node.inputs)))
         ]
         attrs = {**node.attrs, "axis": -1} if node.op in OVER_LAST_AXIS else node.attrs
         new = self._rewriter.op(node.op, *inputs, hint=f"{output.name}/rows", **attrs)
         facts.learn(new, like=output, shapes=flat)
-        self._made.add(id(new))
-        view = self._rewriter.reshape_to(new, shapes)
-        assert view is not None  # as said above
-        self._rewriter.replace(output, view)
+        self._map[id(new)] = self._map[id(rows[id(tokens[0])])]
+        self._rewriter.replace(output, self._rewriter.reshape_to(new, shapes) or self._back(new, shapes))
+
+    def _back(self, rows: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
+        """The map that rows stand for, where several of its sizes depend on the input."""
+        rewriter, start = self._rewriter, self._map[id(rows)]
+        if id(start) not in self._sizes:
+            leading = rewriter.op("Shape", start, start=0, end=-1)
+            self._sizes[id(start)] = rewriter.op("Concat", leading, rewriter.constant([-1], np.int64), axis=0)
+        view: Tensor = rewriter.op("Reshape", rows, self._sizes[id(start)])
+        rewriter.facts.learn(view, like=rows, shapes=[tuple(shape) for shape in shapes])
+        return view
 
     def _rows_of(self, tensor: Tensor) -> Tensor:
         seen = self._view_of(tensor) or self._of.get(id(tensor))
@@ -90,13 +106,13 @@ class _Rows:
         shapes = self._rewriter.facts.shapes(tensor) or []
         rows = self._rewriter.reshape_to(tensor, [_flat(shape) for shape in shapes])
         assert rows is not None  # one size is known, the other one is the rest
-        self._of[id(tensor)] = rows
+        self._of[id(tensor)], self._map[id(rows)] = rows, tensor
         return rows
 
     def _view_of(self, tensor: Tensor) -> Tensor | None:
         """The rows that the tensor is a view of."""
         node = made_by(tensor, "Reshape")
-        return node.inputs[0] if node is not None and id(node.inputs[0]) in self._made else None
+        return node.inputs[0] if node is not None and id(node.inputs[0]) in self._map else None
 
 
 def _flat(shape: Sequence[int]) -> tuple[int, int]:

@@ -197,6 +197,16 @@ def test_a_map_of_open_size_may_have_any_size(size: tuple[int, int], open_sized:
     assert_same_numbers(path, result.model, sizes={"height": size[0], "width": size[1]})
 
 
+@pytest.mark.parametrize("size", [(64, 96), (36, 60)], ids="{0[0]}x{0[1]}".format)
+def test_a_map_of_open_size_has_its_tokens_as_rows(size: tuple[int, int], open_sized: tuple[Path, Optimized]) -> None:
+    path, _ = open_sized
+    result = swinopt.optimize(path, target="tensorrt-8.6", verify=False)
+    (flattened,) = (p for p in result.report.passes if p.name == "flatten-tokens")
+
+    assert flattened.applied and not flattened.refusals
+    assert_same_numbers(path, result.model, sizes={"height": size[0], "width": size[1]})
+
+
 def test_a_map_of_open_size_is_portable_in_standard_ops(open_sized: tuple[Path, Optimized]) -> None:
     path, _ = open_sized
     result = swinopt.optimize(path, target="portable", verify=False)
