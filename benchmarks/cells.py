@@ -10,18 +10,21 @@ result, too, and its error the text of the cell.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import engines
 import numpy as np
+
+from swinopt.engine import write_whole
 
 #: By short name: timm's name and the side of its images.
 MODELS = {
@@ -48,9 +51,7 @@ def main() -> int:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]}
     found |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": machine()}
-    draft = Path(output).with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    draft.replace(output)
+    write_whole(output, json.dumps(found, indent=1).encode())
     print({key: value for key, value in found.items() if key != "machine"}, flush=True)
     return 0
 
@@ -104,24 +105,18 @@ class Cell:
 def export(cell: Cell) -> Measured:
     """Not a column: writes what the others read."""
     import torch
-    from engines import EXPORTS
     from torch.utils.flop_counter import FlopCounterMode
 
     module = cell.module()
     image = torch.randn(cell.batch, 3, cell.side, cell.side)
     for kind in ("torchscript", "torchscript-unfolded"):
-        if not cell.exported(kind).exists():
-            draft = cell.exported(kind).with_suffix(".draft")
-            EXPORTS[kind](module, image, draft)
-            draft.replace(cell.exported(kind))
+        engines.export_missing(module, image, cell.exported(kind), kind)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(image[:1])
     _full_precision()
     module.cuda()
     inputs = torch.randn(_SETS, *image.shape, generator=torch.Generator().manual_seed(cell.batch))
-    with torch.no_grad():
-        outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
-    np.savez(cell.folder / f"{cell.stem}.npz", inputs=inputs.numpy(), outputs=outputs.numpy())
+    outputs = engines.keep_truth(module, inputs, cell.folder / f"{cell.stem}.npz")
     return {"flop_per_image": counter.get_total_flops(), "largest_output": float(outputs.abs().max())}
 
 
@@ -163,36 +158,17 @@ def _torch(cell: Cell, precision: str, mode: str | None = None) -> Measured:
 def peaks(_: Cell) -> Measured:
     """Not a column: what the chip gives, TFLOP/s of large matrix products and TB/s of a large copy."""
     import torch
+    from kernels import copy_bandwidth, elapsed
 
     found: Measured = {}
     size = 8192
-    for name, dtype, tf32 in (
-        ("fp16", torch.float16, False),
-        ("tf32", torch.float32, True),
-        ("fp32", torch.float32, False),
-    ):
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+    for name in ("fp16", "tf32", "fp32"):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        dtype = torch.float16 if name == "fp16" else torch.float32
         a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-        found[f"{name}_tflop_s"] = 2 * size**3 / _seconds(lambda a=a, b=b: a @ b) / 1e12
-    source = torch.randn(1 << 30, device="cuda")
-    target = torch.empty_like(source)
-    found["copy_tb_s"] = 2 * source.numel() * 4 / _seconds(lambda: target.copy_(source)) / 1e12
-    return found
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    import torch
-
-    times = []
-    for index in range(25):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        work()
-        last.record()
-        last.synchronize()
-        if index >= 5:
-            times.append(first.elapsed_time(last) / 1e3)
-    return statistics.median(times)
+        times = [elapsed(partial(torch.matmul, a, b)) for _ in range(25)][5:]
+        found[f"{name}_tflop_s"] = 2 * size**3 / statistics.median(times) / 1e12
+    return {**found, "copy_tb_s": copy_bandwidth()}
 
 
 # --------------------------------------------------------------------------------------------------------- ONNX Runtime
@@ -242,14 +218,13 @@ def _onnxruntime(cell: Cell, optimized: bool) -> Measured:
 def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
     """``plugins``: None is the graph as it was exported, for stock TensorRT."""
     import swinopt
-    from swinopt import tensorrt, tensorrt_module
+    from swinopt import tensorrt
 
-    trt_version = str(tensorrt_module.find(None).__version__)
+    trt_version = engines.tensorrt_version()
     model: Any = cell.exported(kind)
     start = time.perf_counter()
     if plugins is not None:
-        target = "tensorrt-8.6" if trt_version.startswith(("8.", "9.")) else "tensorrt"
-        model = swinopt.optimize(model, target=target, verify=False)
+        model = swinopt.optimize(model, target=engines.target(), verify=False)
     engine = tensorrt.build(
         model,
         precision=cell.precision,
@@ -315,8 +290,7 @@ def used_memory() -> int:
 
 
 def machine() -> dict[str, str]:
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+    gpu, driver = engines.gpu().split(", ")
     found = {"GPU": gpu, "driver": driver, "Python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:

@@ -121,9 +121,9 @@ def _file_name(name: str) -> str:
 
 
 def _keep(name: str, found: Any, folder: Path) -> None:
-    draft = _result(name, folder).with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    draft.replace(_result(name, folder))
+    from swinopt.engine import write_whole
+
+    write_whole(_result(name, folder), json.dumps(found, indent=2).encode())
     print(name, {key: value for key, value in found.items() if key != "layers"}, flush=True)
 
 
@@ -172,21 +172,34 @@ def export(folder: Path, only: list[str] | None) -> None:
         module = randomize(timm.create_model(name).eval(), seed=0)
         jobs = [job for job in JOBS if job.model == short and (only is None or job.export in only)]
         for job in {job.exported: job for job in jobs}.values():
-            path = folder / job.exported
-            if not path.exists():
-                draft = path.with_suffix(f".{os.getpid()}")
-                EXPORTS[job.export](module, torch.randn(job.batch, 3, side, side), draft)
-                draft.rename(path)
-                print(f"exported {path.name}", flush=True)
+            export_missing(module, torch.randn(job.batch, 3, side, side), folder / job.exported, job.export)
         if only is not None:
             continue
         module.cuda()
         for job in {job.truth: job for job in jobs}.values():
             generator = torch.Generator().manual_seed(job.batch)
             inputs = torch.randn(SETS[job.batch], job.batch, 3, side, side, generator=generator)
-            with torch.no_grad():
-                outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
-            np.savez(folder / job.truth, inputs=inputs.numpy(), outputs=outputs.numpy())
+            keep_truth(module, inputs, folder / job.truth)
+
+
+def export_missing(module: Any, image: Any, path: Path, kind: str) -> None:
+    """Exports a module in one of the ways of :data:`EXPORTS`, unless that has been done."""
+    if path.exists():
+        return
+    draft = path.with_suffix(f".{os.getpid()}")
+    EXPORTS[kind](module, image, draft)
+    draft.rename(path)
+    print(f"exported {path.name}", flush=True)
+
+
+def keep_truth(module: Any, inputs: Any, path: Path) -> Any:
+    """Writes sets of inputs, and what a module on the GPU makes of each; returns the latter."""
+    import torch
+
+    with torch.no_grad():
+        outputs = torch.stack([module(images.cuda()).cpu() for images in inputs])
+    np.savez(path, inputs=inputs.numpy(), outputs=outputs.numpy())
+    return outputs
 
 
 # -------------------------------------------------------------------------------------------------------------- build
@@ -221,11 +234,10 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
     import swinopt
     from swinopt import tensorrt
 
-    target = "tensorrt-8.6" if _tensorrt_version().startswith(("8.", "9.")) else "tensorrt"
     start = time.perf_counter()
     model: Any = folder / job.exported
     if job.optimized:
-        model = swinopt.optimize(model, target=target, verify=False)
+        model = swinopt.optimize(model, target=target(), verify=False)
     optimized = time.perf_counter()
     try:
         engine = tensorrt.build(
@@ -275,16 +287,25 @@ def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
     }
 
 
-def _tensorrt_version() -> str:
+def target() -> str:
+    """The target that graphs for the TensorRT at hand are optimized for."""
+    return "tensorrt-8.6" if tensorrt_version().startswith(("8.", "9.")) else "tensorrt"
+
+
+def tensorrt_version() -> str:
     from swinopt import tensorrt_module
 
     return str(tensorrt_module.find(None).__version__)
 
 
-def _machine() -> dict[str, str]:
+def gpu() -> str:
+    """Name and driver of the first GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    return {"gpu, driver": gpu, "TensorRT": _tensorrt_version(), "Python": sys.version.split()[0]}
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _machine() -> dict[str, str]:
+    return {"gpu, driver": gpu(), "TensorRT": tensorrt_version(), "Python": sys.version.split()[0]}
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pages import fill_in
+
 if TYPE_CHECKING:
     import onnx
     import torch
@@ -513,8 +515,6 @@ _README_COLUMNS = {
 
 def write_into_readme(rows: Sequence[Row], setting: dict[str, str]) -> None:
     """Puts the README's rows between its two markers."""
-    before, _, rest = README.read_text(encoding="utf-8").partition("<!-- measured -->")
-    _, _, after = rest.partition("<!-- /measured -->")
     table = _table(_README_COLUMNS, [row for row in rows if row.model in _README_MODELS])
     measured = "\n".join(
         [
@@ -523,8 +523,7 @@ def write_into_readme(rows: Sequence[Row], setting: dict[str, str]) -> None:
             *(f"- {name}: {setting[name]}" for name in ("date", "machine", "system", "packages")),
         ]
     )
-    text = f"{before}<!-- measured -->\n\n{table}\n\n{measured}\n\n<!-- /measured -->{after}"
-    README.write_text(text, encoding="utf-8")
+    fill_in(README, "measured", f"{table}\n\n{measured}")
 
 
 def setting_of(arguments: argparse.Namespace) -> dict[str, str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -31,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from cells import PEAKS
+from pages import fill_in, table
+
+from swinopt.engine import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -122,9 +124,7 @@ class Store:
     def add(self, row: str, column: str, found: dict[str, Any]) -> None:
         self.cells.setdefault(row, {})[column] = found
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(self.cells, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self.path)
+        write_whole(self.path, f"{json.dumps(self.cells, indent=1)}\n".encode())
 
     def row(self, row: Row) -> dict[str, Any]:
         return {column: self.cells.get(row.name, {}).get(column) for column in row.columns}
@@ -272,14 +272,14 @@ def page(rows: Sequence[Row], store: Store, missed: Sequence[str]) -> str:
         f"{peaks['fp32_tflop_s']:.0f} in fp32 (products of 8192 x 8192), a copy {peaks['copy_tb_s']:.2f} TB/s",
         f"- runs: {len(runs)}; rows with * are from more than one",
         "",
-        _markdown(
+        *table(
             ["", *COLUMNS, "of stock", "of compile"],
             [[_row_name(row, store), *_cells(row, store), *_ratios(row, store)] for row in rows],
         ),
         "",
         "## More of each",
         "",
-        _markdown(
+        *table(
             ["row", "column", "ms", "spread", "images/s", "of peak", "max abs diff", "NaN", "build s", "memory MiB"],
             [_details(row, column, cell) for row in rows for column, cell in store.row(row).items() if cell],
         ),
@@ -354,11 +354,6 @@ def _details(row: Row, column: str, cell: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    return "\n".join([*lines, *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)])
-
-
 def plot(rows: Sequence[Row], store: Store) -> None:
     """Throughput of Swin-B over the batch, and the share of the peak of every row."""
     from matplotlib import pyplot
@@ -391,13 +386,8 @@ def plot(rows: Sequence[Row], store: Store) -> None:
 
 def write_into_readme(rows: Sequence[Row], store: Store) -> None:
     """Puts a short table between the README's markers, where it has them."""
-    text = README.read_text(encoding="utf-8")
-    before, start, rest = text.partition("<!-- speed -->")
-    _, stop, after = rest.partition("<!-- /speed -->")
-    if not stop:
-        return
     shown = ("torch", "compile", "ONNX Runtime", "TensorRT", "swinopt, no plugins", "swinopt")
-    table = _markdown(
+    lines = table(
         ["ms a batch", *shown, "of stock"],
         [
             [
@@ -408,9 +398,10 @@ def write_into_readme(rows: Sequence[Row], store: Store) -> None:
             for row in rows
         ],
     )
+    measured = "\n".join(lines)
     where = "\n".join(f"- {name}: {value}" for name, value in setting(rows, store).items())
     source = "Measured by `python benchmarks/h200.py`; [all its results](benchmarks/results/h200.md)."
-    README.write_text(f"{before}{start}\n\n{table}\n\n{source}\n\n{where}\n\n{stop}{after}", encoding="utf-8")
+    fill_in(README, "speed", f"{measured}\n\n{source}\n\n{where}")
 
 
 def _short(cell: dict[str, Any] | None) -> str:

@@ -66,9 +66,9 @@ def main() -> int:
     result["missed"] = missed
     print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
     if arguments.json:
-        draft = arguments.json.with_suffix(".draft")
-        draft.write_text(json.dumps(result, indent=2), encoding="utf-8")
-        draft.replace(arguments.json)
+        from swinopt.engine import write_whole
+
+        write_whole(arguments.json, json.dumps(result, indent=2).encode())
     return 1 if missed else 0
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from pages import table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "plugins.md"
@@ -168,15 +169,6 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
-    full = [[*row, *[""] * (len(heads) - len(row))] for row in rows]
-    return [
-        f"| {' | '.join(heads)} |",
-        "|" + "---|" * len(heads),
-        *(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in full),
-    ]
 
 
 if __name__ == "__main__":
