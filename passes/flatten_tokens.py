@@ -59,8 +59,8 @@ class _Rows:
         """Lets one node work on rows, if it is a linear or reads some already."""
         output, facts = node.outputs[0], self._rewriter.facts
         shapes = facts.shapes(output)
-        given = {i: t for i, t in enumerate(node.inputs) if not t.is_empty()}
-        tokens = [t for i, t in given.items() if not is_parameter(node, i)]
+        places = [i for i, t in enumerate(node.inputs) if not (t.is_empty() or is_parameter(node, i))]
+        tokens = [node.inputs[i] for i in places]
         if shapes is None or len(shapes[0]) < 4 or not tokens:
             return
         if node.op != "MatMul" and not any(self._view_of(t) for t in tokens):
@@ -68,25 +68,23 @@ class _Rows:
         leading = [shape[:-1] for shape in shapes]
         if any([shape[:-1] for shape in facts.shapes(t) or []] != leading for t in tokens):
             return
+        inputs: list[Tensor | None] = [None if t.is_empty() else t for t in node.inputs]
         if node.op in BINARY:
-            given = {i: _for_rows(t, self._rewriter) if isinstance(t, gs.Constant) else t for i, t in given.items()}
-        if any(t is None for t in given.values()):
-            return
+            inputs = [_for_rows(t, self._rewriter) if isinstance(t, gs.Constant) else t for t in inputs]
+            if any(t is None for t in inputs):
+                return
         flat = [_flat(shape) for shape in shapes]
         if reshape_target(flat, shapes) is None and self._rewriter.graph.opset < _SHAPE_OF_SOME_AXES:
             self._rewriter.refuse(
                 node, f"more than one size depends on the input: that takes opset {_SHAPE_OF_SOME_AXES}"
             )
             return
-        rows = {id(tensor): self._rows_of(tensor) for tensor in tokens}
-        inputs = [
-            tensor if tensor is None or is_parameter(node, i) else rows[id(tensor)]
-            for i, tensor in enumerate(given.get(i) for i in range(len(node.inputs)))
-        ]
+        for i in places:
+            inputs[i] = self._rows_of(node.inputs[i])
         attrs = {**node.attrs, "axis": -1} if node.op in OVER_LAST_AXIS else node.attrs
         new = self._rewriter.op(node.op, *inputs, hint=f"{output.name}/rows", **attrs)
         facts.learn(new, like=output, shapes=flat)
-        self._map[id(new)] = self._map[id(rows[id(tokens[0])])]
+        self._map[id(new)] = self._map[id(inputs[places[0]])]
         self._rewriter.replace(output, self._rewriter.reshape_to(new, shapes) or self._back(new, shapes))
 
     def _back(self, rows: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
