@@ -191,8 +191,7 @@ def _drop(capsule: int) -> None:
     """A capsule that nobody took takes its tensor along; a taker renames it and calls the deleter itself."""
     try:
         unused = _is_valid(capsule, _UNUSED)
-    except Exception:
-        # What was on its way, and is not any more.
+    except Exception:  # whatever was on its way when the capsule was dropped; it is not any more, so that calls work
         if _is_valid(capsule, _UNUSED):
             _take_back(_pointer_of(capsule, _UNUSED))
         raise

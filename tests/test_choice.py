@@ -99,7 +99,7 @@ class _Measurable(TensorRT):
     def __init__(self, version: str, lab: Lab) -> None:
         super().__init__(version)
         self.lab = lab
-        self.config.builder_optimization_level = 3  # type: ignore[attr-defined]
+        self.config.builder_optimization_level = 3
 
     def Builder(self, logger: Any) -> Any:
         def serialized(network: Any, config: Any) -> bytes | None:

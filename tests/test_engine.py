@@ -124,10 +124,10 @@ def test_torch_gets_memory_of_its_own_where_its_input_lies(engine: Engine, monke
     def empty(shape: tuple[int, ...], *, dtype: str, device: int) -> Tensor:
         assert (shape, dtype, device) == ((2, 3), "single", 0)
         made.append(Tensor(aligned(2)))
-        return made[-1]  # type: ignore[no-any-return]
+        return made[-1]
 
     torch = SimpleNamespace(__name__="torch", float32="single", empty=empty)
-    monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch", torch)
     out = engine.run({"x": Tensor(aligned(2))})["y"]
     assert out is made[0]
     assert out.stream == 77, "the engine's stream has to wait for whoever had that memory before"
@@ -273,7 +273,7 @@ def test_a_plan_that_cannot_be_loaded_for_want_of_plugins(
     monkeypatch.setattr(cuda, "runtime", lambda: gpu)
     monkeypatch.setenv(plugin_library.VARIABLE, "no_such_library.so")
     trt = fake_gpu.TensorRT()
-    trt.get_plugin_registry = lambda: SimpleNamespace(plugin_creator_list=[])  # type: ignore[attr-defined]
+    trt.get_plugin_registry = lambda: SimpleNamespace(plugin_creator_list=[])
     with pytest.raises(ModelError, match=r"cannot load the engine.*SWINOPT_PLUGINS names no_such_library\.so"):
         Engine(b"other", trt).run({"x": ones(1)})
     assert Engine(b"plan", trt).run({"x": ones(1)}), "an engine without plugins needs none"

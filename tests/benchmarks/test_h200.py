@@ -187,7 +187,7 @@ def test_the_page_the_plots_and_the_readme(h200: ModuleType, tmp_path: Path) -> 
 
 
 def test_every_column_can_be_measured(h200: ModuleType) -> None:
-    import cells  # type: ignore[import-not-found]
+    import cells
 
     assert {column for row in h200.ROWS for column in row.columns} == set(h200.COLUMNS)
     assert set(cells.COLUMNS) == {*h200.COLUMNS, "export", "peaks"}

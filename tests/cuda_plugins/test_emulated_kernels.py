@@ -22,8 +22,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from swinopt import cuda_plugins  # noqa: E402 - only where torch is
-from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402
-from tests.cuda_plugins import truth  # noqa: E402
+from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
+from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 HOPPER, TURING = Device(90, 132, 232448), Device(75, 40, 65536)
@@ -70,12 +70,12 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def numbers(*shape: int, dtype: torch.dtype, factor: float = 1.0, misaligned: bool = False) -> torch.Tensor:
+def numbers(shape: Sequence[int], *, dtype: torch.dtype, factor: float = 1.0, misaligned: bool = False) -> torch.Tensor:
     """Normal numbers, aligned to 16 bytes or to an element alone."""
     start = 1 if misaligned else 0
     memory = torch.empty(math.prod(shape) + start, dtype=dtype)
     random = torch.Generator().manual_seed(sum(shape))
-    return memory[start:].reshape(shape).copy_(factor * torch.randn(shape, generator=random))
+    return memory[start:].reshape(tuple(shape)).copy_(factor * torch.randn(tuple(shape), generator=random))
 
 
 class Poisoned:
@@ -134,16 +134,9 @@ def error_of(
 ) -> float:
     """The error of window attention on random inputs."""
     make = partial(numbers, dtype=dtype, misaligned=misaligned)
-    n, channels = math.prod(window), heads * head_dim
-    padded = any(s % w for s, w in zip(size, window, strict=True))
-    inputs = [
-        make(batch, *size, 3 * channels, factor=1.5),
-        make(heads, n, n),
-        make(heads).abs_().mul_(5).add_(5) if cosine else None,
-        make(3 * channels) if padded else None,
-    ]
+    inputs = truth.attention_inputs(make, batch, size, window, head_dim, heads, cosine)
     attributes = truth.attention_attributes(window, shift, heads, scale, roll_first)
-    output = Poisoned(batch, *size, channels, dtype=dtype, misaligned=misaligned)
+    output = Poisoned(batch, *size, heads * head_dim, dtype=dtype, misaligned=misaligned)
     run(emulated, "WindowAttention", inputs, [output], attributes, device=device, lazy=lazy)
     return truth.relative_error(output.tensor, truth.window_attention(*inputs, **attributes))
 
@@ -239,7 +232,7 @@ def test_misaligned_pointers(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(5, 96), (3, 7, 33), (2, 1024), (1, 4104)], ids=str)
 def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
     make = partial(numbers, dtype=dtype, misaligned=misaligned)
-    inputs = [make(*shape, factor=2.0), make(*shape), make(shape[-1]), make(shape[-1], factor=0.5)]
+    inputs = [make(shape, factor=2.0), make(shape), make(shape[-1:]), make(shape[-1:], factor=0.5)]
     outputs = [Poisoned(*shape, dtype=dtype, misaligned=misaligned) for _ in range(2)]
     run(emulated, "AddLayerNorm", inputs, outputs, {"epsilon": 1e-5})
     for output, expected in zip(outputs, truth.add_layer_norm(*inputs, epsilon=1e-5), strict=True):
@@ -252,7 +245,7 @@ def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: to
 def test_patch_merging(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
     batch, height, width, channels = shape
     make = partial(numbers, dtype=dtype, misaligned=misaligned)
-    inputs = [make(*shape), make(4 * channels), make(4 * channels, factor=0.5)]
+    inputs = [make(shape), make((4 * channels,)), make((4 * channels,), factor=0.5)]
     output = Poisoned(batch, -(-height // 2), -(-width // 2), 4 * channels, dtype=dtype, misaligned=misaligned)
     run(emulated, "PatchMerging", inputs, [output], {"epsilon": 1e-5})
     assert truth.relative_error(output.tensor, truth.patch_merging(*inputs, epsilon=1e-5)) < truth.TOLERANCES[dtype]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -199,6 +200,26 @@ def attention_attributes(
     }
 
 
+def attention_inputs(
+    make: Callable[..., Tensor],
+    batch: int,
+    size: Sequence[int],
+    window: Sequence[int],
+    head_dim: int,
+    heads: int,
+    cosine: bool,
+) -> list[Tensor | None]:
+    """All inputs of a WindowAttention, from a function that makes normal numbers of a shape."""
+    n, channels = math.prod(window), heads * head_dim
+    padded = any(s % w for s, w in zip(size, window, strict=True))
+    return [
+        make((batch, *size, 3 * channels), factor=1.5),
+        make((heads, n, n)),
+        make((heads,)).tanh_().mul_(5).add_(10) if cosine else None,
+        make((3 * channels,)) if padded else None,
+    ]
+
+
 def window_attention_error(
     size: Sequence[int],
     window: Sequence[int],
@@ -214,15 +235,10 @@ def window_attention_error(
     scale: float | None = None,
 ) -> float:
     """The kernel's error on random inputs; NaN where it left an element out or wrote beside its output."""
-    channels, n = head_dim * heads, math.prod(window)
-    padded = any(s % w for s, w in zip(size, window, strict=True))
-    qkv = random((batch, *size, 3 * channels), dtype, factor=1.5, misaligned=misaligned)
-    bias = random((heads, n, n), dtype, misaligned=misaligned)
-    logit_scale = (5 + 10 * torch.rand(heads, device="cuda")).to(dtype) if cosine else None
-    pad_qkv = random((3 * channels,), dtype, misaligned=misaligned) if padded else None
+    make = partial(random, dtype=dtype, misaligned=misaligned)
+    inputs = attention_inputs(make, batch, size, window, head_dim, heads, cosine)
     attributes = attention_attributes(window, shift, heads, head_dim**-0.5 if scale is None else scale, roll_first)
-    output = Buffer((batch, *size, channels), dtype, misaligned=misaligned)
-    inputs = [qkv, bias, logit_scale, pad_qkv]
+    output = Buffer((batch, *size, head_dim * heads), dtype, misaligned=misaligned)
     launched("WindowAttention", inputs, [output.tensor], attributes)
     expected = window_attention(*inputs, **attributes)
     return relative_error(output.tensor, expected) if output.surroundings_are_untouched else math.nan
