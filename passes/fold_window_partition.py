@@ -36,14 +36,20 @@ _NORM_FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class FoldWindowPartition(Pass):
-    """Writes window attention in standard ops, with as little movement as there can be."""
+    """Writes window attention in standard ops, with as little movement as there can be.
+
+    Attributes:
+        kept: the nodes that stay what they are, each by its output.
+    """
 
     name: ClassVar[str] = "fold-window-partition"
+    kept: tuple[str, ...] = ()
 
     def run(self, rewriter: Rewriter) -> None:
         FuseWindowAttention().run(rewriter)
         for node in list(rewriter.graph.nodes):
-            if node.op == "WindowAttention" and node.domain == ops.DOMAIN and not rewriter.is_dead(node):
+            is_attention = node.op == "WindowAttention" and node.domain == ops.DOMAIN and not rewriter.is_dead(node)
+            if is_attention and node.outputs[0].name not in self.kept:
                 _Lowering.of(node, rewriter)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 import onnx
 
 from swinopt import handover, ops, opset, passes
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
-from swinopt.pipeline import Pass, Pipeline
+from swinopt.pipeline import Pipeline
 from swinopt.precision import NARROW, convert, weight_precisions
-from swinopt.rewrite import Rewriter
 from swinopt.targets import TARGETS
 
 #: What parsers that do not know Gelu read at most.
@@ -68,29 +65,11 @@ def for_parser(
 
 
 def _spelled_out(model: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
-    model = Pipeline(_FoldPartitions(kept), passes.FoldQueryScale())(model)
+    model = Pipeline(passes.FoldWindowPartition(kept=tuple(sorted(kept))), passes.FoldQueryScale())(model)
     if any(ops.first_output(node) not in kept for node in ops.nodes(model)):
         # What no pass can lower, on maps of open size, has its definition, with arithmetic on shapes that may be known.
         model = ops.inline_bodies(model, kept)
     return Pipeline(passes.FoldConstants(), passes.SimplifyMovement(), passes.EliminateNoops())(model)
-
-
-@dataclass(frozen=True)
-class _FoldPartitions(Pass):
-    """Writes window attention in standard ops, but for the nodes that are kept, by their first outputs."""
-
-    kept: frozenset[str]
-    name: ClassVar[str] = passes.FoldWindowPartition.name
-
-    def run(self, rewriter: Rewriter) -> None:
-        """Hides the kept nodes meanwhile; their shapes are known before."""
-        nodes = [node for node in rewriter.graph.nodes if node.domain == ops.DOMAIN]
-        hidden = [node for node in nodes if any(tensor.name in self.kept for tensor in node.outputs)]
-        for node in hidden:
-            node.domain = ops.HIDDEN
-        passes.FoldWindowPartition().run(rewriter)
-        for node in hidden:
-            node.domain = ops.DOMAIN
 
 
 def _with_narrow_ends(model: onnx.ModelProto, narrow: int) -> onnx.ModelProto:

@@ -23,7 +23,6 @@ from swinopt.op_window_attention import WINDOW_ATTENTION, function_body
 
 __all__ = [
     "DOMAIN",
-    "HIDDEN",
     "MIN_OPSET",
     "PLUGIN_ATTRIBUTES",
     "SPECS",
@@ -54,7 +53,7 @@ VERSION = 1
 PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 
 #: The domain of nodes that are hidden for a while from what would lower them.
-HIDDEN = f"{DOMAIN}.hidden"
+_HIDDEN = f"{DOMAIN}.hidden"
 
 STAND_IN = "swinopt.absent"
 _IR_WITH_ATTRIBUTE_DEFAULTS = 9
@@ -171,14 +170,14 @@ def inline_bodies(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     strip_bodies(model)
     for node in list(nodes(model)):
         if first_output(node) in kept:
-            node.domain = HIDDEN
+            node.domain = _HIDDEN
     write_defaults(model)  # the inliner does not know the defaults of a function's attributes
     attach_bodies(model)
     inlined = inliner.inline_local_functions(model)
     imports = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
     del inlined.opset_import[:]
     inlined.opset_import.extend(imports)
-    hidden = [node for node in _walk(inlined.graph.node) if node.domain == HIDDEN]
+    hidden = [node for node in _walk(inlined.graph.node) if node.domain == _HIDDEN]
     for node in hidden:
         node.domain = DOMAIN
     if hidden:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swinopt import ops
+from swinopt import Pipeline, ops
 from swinopt.passes import FoldWindowPartition, FuseWindowAttention
-from swinopt.testing import assert_equivalent, refuses, rewrites
+from swinopt.testing import assert_equivalent, leaves_alone, refuses, rewrites
 from tests.graphs import Builder, run, swin_attention
 
 FOLD = FoldWindowPartition()
@@ -290,3 +290,12 @@ def test_an_op_of_that_name_in_another_domain_is_left_alone() -> None:
     node.domain = "elsewhere"
     model.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
     assert counts(FOLD(model)) == counts(model)
+
+
+def test_what_is_to_be_kept_is_kept() -> None:
+    before = window_attention()
+    (attention,) = ops.nodes(before)
+    fold = FoldWindowPartition(kept=(attention.output[0],))
+    leaves_alone(before, fold)
+    assert str(Pipeline.parse(str(Pipeline(fold)))) == str(Pipeline(fold))
+    rewrites(before, FoldWindowPartition(kept=("another",)), applied=1)
