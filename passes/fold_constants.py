@@ -3,7 +3,8 @@
 A node whose inputs are all known computes the same every time: its outputs become constants. ``Shape`` of a tensor
 whose size is known counts as known, which resolves the Shape/Gather/Concat arithmetic around every Reshape of the
 TorchScript exporter. Where the batch is dynamic, the elements that do not hang on it are folded all the same, and a
-Reshape that only needs to copy or infer one size says so (0 or -1) instead of computing it.
+Reshape that only needs to copy or infer one size says so (0 or -1) instead of computing it. Weights that are equal are
+often there once, and an Identity for each of the others: its readers get the one, whatever its size.
 
 Left alone, because folding them would do harm:
 
@@ -16,6 +17,7 @@ Left alone, because folding them would do harm:
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,23 +47,17 @@ class FoldConstants(Pass):
     budget: int = 1 << 20
 
     def run(self, rewriter: Rewriter) -> None:
+        for node in rewriter.nodes("Identity"):
+            if isinstance(node.inputs[0], gs.Constant) and not rewriter.is_output(node.outputs[0]):
+                rewriter.replace(node.outputs[0], node.inputs[0])
+        same = rewriter.applied
         foldable = _foldable(rewriter)
-        left, saved = self.budget, set[int]()
-        # Consumers first: what only foldable nodes read vanishes with them, and costs nothing.
-        for node in reversed(rewriter.graph.nodes):
-            if id(node) not in foldable or not _is_read_outside(node, foldable):
-                continue
-            growth = _growth(node, foldable, saved)
-            if growth > left:
-                del foldable[id(node)]
-                rewriter.refuse(node, f"it would grow the model by {growth} bytes, and {left} of the budget are left")
-            else:
-                left -= growth
+        _keep_to(self.budget, foldable, rewriter)
         folded = [n for n in rewriter.graph.nodes if id(n) in foldable and not rewriter.is_dead(n)]
         for node in [n for n in folded if _is_read_outside(n, foldable)]:
             for tensor, value in zip(list(node.outputs), foldable[id(node)], strict=True):
                 rewriter.fold(tensor, value)
-        rewriter.applied = len(folded)
+        rewriter.applied = same + len(folded)
         rewriter.facts.forget_constants()
         for node in rewriter.nodes("Reshape"):
             _fold_target(node, rewriter)
@@ -85,6 +81,32 @@ def _foldable(rewriter: Rewriter) -> dict[int, list[Array]]:
     return found
 
 
+def _keep_to(budget: int, foldable: dict[int, list[Array]], rewriter: Rewriter) -> None:
+    """Takes out of ``foldable`` what would grow the model by more than the budget."""
+    left, saved = budget, set[int]()
+    place = {id(node): index for index, node in enumerate(rewriter.graph.nodes)}
+    # What only foldable nodes read vanishes with them, and costs nothing.
+    ends = [node for node in rewriter.graph.nodes if id(node) in foldable and _is_read_outside(node, foldable)]
+    # The smallest first, so that a few large tables do not use up what hundreds of small tensors need.
+    waiting = [(_growth(node, foldable, saved)[0], -place[id(node)], node) for node in ends]
+    heapq.heapify(waiting)
+    while waiting:
+        last, rank, node = heapq.heappop(waiting)
+        growth, going = _growth(node, foldable, saved)
+        if growth > last:  # a constant that would have gone with it has gone with another one
+            heapq.heappush(waiting, (growth, rank, node))
+        elif growth <= left:
+            left -= growth
+            saved |= going
+        else:
+            rewriter.refuse(node, f"it would grow the model by {growth} bytes, and {left} of the budget are left")
+            above = {id(n): n for n in map(producer, node.inputs) if n is not None and id(n) in foldable}
+            new = [n for n in above.values() if not _is_read_outside(n, foldable)]
+            del foldable[id(node)]
+            for n in new:
+                heapq.heappush(waiting, (_growth(n, foldable, saved)[0], -place[id(n)], n))
+
+
 def _may_be_folded(node: gs.Node, foldable: dict[int, list[Array]], rewriter: Rewriter) -> bool:
     if not node.outputs or any(t.is_empty() or rewriter.is_output(t) for t in node.outputs):
         return False
@@ -101,24 +123,27 @@ def _is_read_outside(node: gs.Node, foldable: dict[int, list[Array]]) -> bool:
     return any(id(reader) not in foldable for tensor in node.outputs for reader in tensor.outputs)
 
 
-def _growth(node: gs.Node, foldable: dict[int, list[Array]], saved: set[int]) -> int:
-    """How many bytes the node's outputs are more than the constants that go with it; these are then in ``saved``."""
+def _growth(node: gs.Node, foldable: dict[int, list[Array]], saved: set[int]) -> tuple[int, set[int]]:
+    """How many bytes the node's outputs are more than the constants that go with it, and which constants these are.
+
+    What is in ``saved`` goes already, with another node.
+    """
     size = sum(value.nbytes for value in foldable[id(node)])
     if size <= _NEGLIGIBLE_BYTES:
-        return 0
-    pending, seen, credit = [node], {id(node)}, 0
+        return 0, set()
+    pending, seen, credit, going = [node], {id(node)}, 0, set[int]()
     while pending:
         for tensor in pending.pop().inputs:
             above = producer(tensor)
-            if isinstance(tensor, gs.Constant) and id(tensor) not in saved:
+            if isinstance(tensor, gs.Constant) and id(tensor) not in saved and id(tensor) not in going:
                 # A constant that something else reads as well is not saved.
                 if all(id(reader) in foldable for reader in tensor.outputs):
-                    saved.add(id(tensor))
+                    going.add(id(tensor))
                     credit += size_of(tensor) * dtype_of(tensor).itemsize
             elif above is not None and id(above) in foldable and id(above) not in seen:
                 seen.add(id(above))
                 pending.append(above)
-    return max(0, size - credit)
+    return max(0, size - credit), going
 
 
 def _objection(node: gs.Node, values: list[Array], foldable: dict[int, list[Array]], rewriter: Rewriter) -> str | None:

@@ -398,6 +398,40 @@ def test_the_budget_counts_all_together() -> None:
             refuses(before, FoldConstants(budget=budget), "would grow the model")
 
 
+def test_small_tensors_come_before_large_ones() -> None:
+    """A table that is blown up behind them does not use up their budget."""
+    before = parse(
+        """g (float[2, 4000] x, float[2, 300] z) => (float[2, 4000] y, float[2, 300] v) {
+            a = Expand(one, many)  y = Add(x, a)  b = Expand(one, few)  v = Add(z, b) }""",
+        one=np.ones(1, np.float32),
+        many=ints(2, 4000),
+        few=ints(2, 300),
+    )
+    swapped = parse(
+        """g (float[2, 4000] x, float[2, 300] z) => (float[2, 300] v, float[2, 4000] y) {
+            b = Expand(one, few)  v = Add(z, b)  a = Expand(one, many)  y = Add(x, a) }""",
+        one=np.ones(1, np.float32),
+        many=ints(2, 4000),
+        few=ints(2, 300),
+    )
+    for model in (before, swapped):
+        after = rewrites(model, FoldConstants(budget=33000), applied=1, expect={"Add": 2, "Expand": 1})
+        assert [node.output[0] for node in after.graph.node if node.op_type == "Expand"] == ["a"]
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_equal_weights_that_are_there_once_are_one_constant(readers: int) -> None:
+    """As the TorchScript exporter leaves them; no budget is asked for."""
+    steps = "".join(
+        f"i{k} = Identity(w)  c{k} = Identity(i{k})  x{k + 1} = MatMul(x{k}, c{k})  " for k in range(readers)
+    )
+    before = parse(
+        f"g (float[2, 64] x0) => (float[2, 64] y) {{ {steps} y = MatMul(x{readers}, w) }}", w=0.1 * floats(64, 64)
+    )
+    after = rewrites(before, FoldConstants(budget=0), applied=2 * readers, expect={"MatMul": readers + 1})
+    assert len(weights(after)) == 1
+
+
 def test_without_a_budget_what_does_not_grow_is_folded_all_the_same() -> None:
     before = parse(
         "g (float[2, 64] x) => (float[2, 64] y) { t = Transpose(w)  s = Neg(t)  y = MatMul(x, s) }", w=floats(64, 64)
