@@ -10,6 +10,7 @@ from swinopt.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from swinopt.passes.fuse_bias_gelu import FuseBiasGelu
 from swinopt.passes.fuse_gelu import FuseGelu
 from swinopt.passes.fuse_layer_norm import FuseLayerNorm
+from swinopt.passes.fuse_linear import FuseLinear
 from swinopt.passes.fuse_patch_merging import FusePatchMerging
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
@@ -30,6 +31,7 @@ ALL = (
     FuseBiasGelu,
     FuseGelu,
     FuseLayerNorm,
+    FuseLinear,
     FusePatchMerging,
     FuseWindowAttention,
     SimplifyMovement,
@@ -51,6 +53,7 @@ __all__ = [
     "FuseBiasGelu",
     "FuseGelu",
     "FuseLayerNorm",
+    "FuseLinear",
     "FusePatchMerging",
     "FuseWindowAttention",
     "SimplifyMovement",

@@ -23,6 +23,11 @@ class Linear:
     transposed: bool = False
 
     @property
+    def input_features(self) -> int:
+        """K, the number of input features."""
+        return int(self.weight.shape[1 if self.transposed else 0])
+
+    @property
     def features(self) -> int:
         """N, the number of output features."""
         return int(self.weight.shape[0 if self.transposed else 1])
@@ -77,15 +82,17 @@ def linear_of(tensor: Tensor) -> Linear | None:
 
 def linear_from(tensor: Tensor) -> Linear | None:
     """The linear that alone reads this tensor."""
-    if len(tensor.outputs) != 1:
-        return None
-    result = tensor.outputs[0].outputs[0]
+    found = linear_at(tensor.outputs[0]) if len(tensor.outputs) == 1 else None
+    return found if found is not None and found.input is tensor else None
+
+
+def linear_at(node: gs.Node) -> Linear | None:
+    """The linear whose product this node is; with its bias, if that alone reads the product."""
+    result = node.outputs[0]
     inner = _product(result)
-    if inner is None or inner.input is not tensor:
-        return None
-    if inner.bias is None and len(result.outputs) == 1:
+    if inner is not None and inner.bias is None and len(result.outputs) == 1:
         with_bias = linear_of(result.outputs[0].outputs[0])
-        if with_bias is not None and with_bias.input is tensor:
+        if with_bias is not None and with_bias.input is inner.input:
             return with_bias
     return inner
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, argument, attr
+from swinopt.op_spec import FLOATS
 from swinopt.rewrite import Rewriter
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 class NoNorm(Exception):
@@ -47,7 +45,7 @@ def norm_of(node: gs.Node, rewriter: Rewriter) -> Norm:
         raise NoNorm("the number of channels that the norm runs over is not known")
     if attr(node, "axis", rewriter.graph.opset) not in (-1, len(dims) - 1):
         raise NoNorm("the norm does not run over the last axis alone")
-    if facts.onnx_dtype(x) not in _FLOATS:
+    if facts.onnx_dtype(x) not in FLOATS:
         raise NoNorm("the norm is of a dtype other than float32, float16 and bfloat16")
     if any(t.outputs or rewriter.is_output(t) for t in node.outputs[1:]):
         raise NoNorm("the mean or the deviation of the norm is read as well")

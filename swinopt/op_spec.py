@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from onnx import AttributeProto, FunctionProto, NodeProto, helper, parser
+from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, parser
 
 from swinopt.errors import ModelError
 
 DOMAIN = "swinopt"
 #: What the bodies are written in. The operators they use mean the same in every later opset.
 MIN_OPSET = 17
+#: The dtypes that the ops have.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 #: A dimension is a number, a name, or unknown.
 Dim: TypeAlias = int | str | None

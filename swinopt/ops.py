@@ -18,11 +18,13 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, inlin
 
 from swinopt.errors import ModelError
 from swinopt.op_layer_norm import ADD_LAYER_NORM, PATCH_MERGING
+from swinopt.op_linear import LINEAR
 from swinopt.op_spec import DOMAIN, MIN_OPSET, Attribute, Dim, Input, OpSpec, Output, Shape, has_input
 from swinopt.op_window_attention import WINDOW_ATTENTION, function_body
 
 __all__ = [
     "DOMAIN",
+    "LINEAR",
     "MIN_OPSET",
     "PLUGIN_ATTRIBUTES",
     "SPECS",
@@ -60,7 +62,7 @@ _IR_WITH_ATTRIBUTE_DEFAULTS = 9
 _IR_WITH_OVERLOADS = 10
 
 #: The ops of the swinopt domain by name.
-SPECS: Mapping[str, OpSpec] = {op.name: op for op in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM)}
+SPECS: Mapping[str, OpSpec] = {op.name: op for op in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM, LINEAR)}
 
 
 def spec(op_type: str) -> OpSpec:
@@ -123,8 +125,9 @@ def attach_bodies(model: ModelProto) -> None:
     If one definition fits all nodes of an op, it is the only one, and any runtime that knows functions can run the
     model. Where only some nodes have ``pad_qkv``, the others get a stand-in of NaN, which none of them reads as long
     as its windows fit: then padding that nobody provided for is seen at once. Nodes with and without ``logit_scale``
-    in one model need two definitions under one name (``overload``, IR version 10): ONNX Runtime 1.27 or later. Older
-    ones know one definition for a name, and refuse the model.
+    in one model need two definitions under one name (``overload``, IR version 10), and so do linears of different
+    kinds: ONNX Runtime 1.27 or later. Older ones know one definition for a name, and refuse the model unless that one
+    fits all nodes.
 
     The standard opset stays; the IR version is raised to what the definitions need, if it is lower.
 
@@ -150,7 +153,7 @@ def attach_bodies(model: ModelProto) -> None:
         if len(variants) == 1:
             _drop_overloads([*variants.values(), *(n for n in used if n.op_type == op_type)])
         # A runtime that ignores overloads keeps the last. It must not run by mistake: the last in this order asks
-        # for an input that the nodes of the other variant lack.
+        # for an input that the nodes of the other variants lack, or is right for them as well.
         model.functions.extend(variants[name] for name in sorted(variants))
     overloaded = any(len(variants) > 1 for variants in bodies.values())
     model.ir_version = max(model.ir_version, _IR_WITH_OVERLOADS if overloaded else _IR_WITH_ATTRIBUTE_DEFAULTS)

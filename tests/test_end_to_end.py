@@ -12,6 +12,7 @@ import pytest
 
 import swinopt
 from swinopt import Optimized, ops
+from swinopt.passes import FuseLinear
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -146,6 +147,28 @@ def test_a_dynamic_batch_stays_dynamic(name: str, exporter: str, exported: Expor
 
     assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert len(result.model.graph.node) == len(optimized(name, exporter).model.graph.node)
+    for batch in (1, 5):
+        assert_same_numbers(original, result.model, sizes={"batch": batch})
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-8.6"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_block_has_four_linears(exporter: str, target: str, exported: Exported) -> None:
+    original = exported("timm-v1", exporter, dynamic_batch=True)
+    pipeline = swinopt.Pipeline(*swinopt.pipeline(target).steps, FuseLinear())
+    result = swinopt.optimize(original, passes=pipeline, target=target)
+    linears = [node for node in result.model.graph.node if node.op_type == "Linear"]
+    gelus = [node for node in linears if any(a.name == "gelu" and a.i for a in node.attribute)]
+    residuals = [node for node in linears if len(node.input) == 4]
+    (fusion,) = (p for p in result.report.passes if p.name == "fuse-linear")
+
+    blocks = SWINS["timm-v1"].blocks
+    # And one behind the merging.
+    assert (len(linears), len(gelus), len(residuals)) == (4 * blocks + 1, blocks, 2 * blocks)
+    assert [refusal.reason for refusal in fusion.refusals] == [
+        "the linear goes from 32 to 10 features, which are not both multiples of 8"
+    ]
+    assert_nothing_rolled_back(result)
     for batch in (1, 5):
         assert_same_numbers(original, result.model, sizes={"batch": batch})
 
