@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "../add_layer_norm/launch.h"
+#include "../linear/launch.h"
 #include "../patch_merging/launch.h"
 #include "../window_attention/launch.h"
 #include "loaded.h"
@@ -112,6 +113,16 @@ SWINOPT_EXPORT int swinopt_patch_merging(swinopt::PatchMergingParams const* para
 
 SWINOPT_EXPORT int swinopt_add_layer_norm(swinopt::AddLayerNormParams const* params, int dtype, void* stream) {
     return swinopt::launch_on_current_device(params, dtype, stream, swinopt::add_layer_norm);
+}
+
+SWINOPT_EXPORT int swinopt_linear(swinopt::LinearParams const* params, int dtype, void* stream) {
+    return swinopt::launch_on_current_device(params, dtype, stream, swinopt::linear);
+}
+
+// The version of the cuBLASLt that linear takes, e.g. 120103, or 0: there is none, and it cannot run.
+SWINOPT_EXPORT int swinopt_cublaslt_version() {
+    swinopt::CublasLt const* const found = swinopt::cublaslt();
+    return found ? static_cast<int>(found->version()) : 0;
 }
 
 // The entry points that IPluginRegistry::loadLibrary looks for.

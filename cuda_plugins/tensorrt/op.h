@@ -26,6 +26,8 @@ struct Call {
     DType dtype = DType::kFloat32;
     Tensor inputs[kMaxInputs];
     Tensor outputs[kMaxOutputs];
+    void* workspace = nullptr;  // Op::workspace_bytes of it
+    std::string tuned;          // what Op::tune gave for these shapes, if anything
 };
 
 enum class Kind { kInt, kInts, kFloat };
@@ -46,8 +48,10 @@ struct Value {
 // In the order of Op::attributes.
 using Values = std::vector<Value>;
 
-// An axis of an output has ceil(size of that axis of input 0 * multiply / divide) elements.
-struct Ratio {
+// An axis of an output has ceil(size of an axis of an input * multiply / divide) elements.
+struct Extent {
+    int input;
+    int axis;
     int multiply;
     int divide;
 };
@@ -63,13 +67,18 @@ struct Op {
     std::string (*check_values)(Values const& values);
     // How many axes input 0 has; 0: any number.
     int (*rank)(Values const& values);
-    // Every output has the shape of input 0, but for this.
-    Ratio (*ratio)(int axis, int rank);
+    // Every output has as many axes as input 0, which has `rank` of them.
+    Extent (*extent)(int axis, int rank);
     // What is wrong with the shapes of the inputs; empty if nothing is. Input 0 has the right rank, sizes are known.
     std::string (*check_shapes)(Values const& values, Call const& call);
     // Why there is no kernel for a call whose shapes are right, or null. Data is not read, null means absent.
     char const* (*unsupported)(Values const& values, Call const& call, Device const& device);
     cudaError_t (*launch)(Values const& values, Call const& call, Device const& device, cudaStream_t stream);
+
+    bool has_float32 = true;  // float16 and bfloat16 all ops have
+    std::size_t workspace_bytes = 0;
+    // What a call of these shapes is faster with on the current GPU, as bytes. Data is not read, null means absent.
+    std::string (*tune)(Values const& values, Call const& call, Device const& device) = nullptr;
 };
 
 // Op::unsupported and Op::launch, where kParamsOf makes the argument of the kernels.
@@ -86,6 +95,7 @@ cudaError_t launch(Values const& values, Call const& call, Device const& device,
 Op const& window_attention_op();
 Op const& patch_merging_op();
 Op const& add_layer_norm_op();
+Op const& linear_op();
 
 // All ops that this library has kernels for.
 std::vector<Op const*> const& all_ops();

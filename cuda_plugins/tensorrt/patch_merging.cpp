@@ -14,9 +14,9 @@ std::string check_values(Values const& values) {
 
 int rank(Values const&) { return 4; }
 
-Ratio ratio(int axis, int) {
-    if (axis == 3) return {4, 1};
-    return {1, axis == 0 ? 1 : 2};
+Extent extent(int axis, int) {
+    if (axis == 3) return {kX, axis, 4, 1};
+    return {kX, axis, 1, axis == 0 ? 1 : 2};
 }
 
 std::string check_shapes(Values const&, Call const& call) {
@@ -50,7 +50,7 @@ Op const& patch_merging_op() {
         1,
         check_values,
         rank,
-        ratio,
+        extent,
         check_shapes,
         unsupported<params_of, patch_merging_unsupported>,
         launch<params_of, patch_merging>,

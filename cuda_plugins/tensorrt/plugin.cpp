@@ -75,6 +75,19 @@ std::string shape_problem(State const& state, Call const& call) {
     return op.check_shapes(state.values(), call);
 }
 
+// A call before there is data.
+Call call_of(std::vector<int> const& positions, std::vector<Described> const& inputs, DType dtype) {
+    static char there;  // only whether data is null matters
+    Call call;
+    call.dtype = dtype;
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+        if (positions[i] < 0) continue;
+        call.inputs[i] = tensor_of(inputs[positions[i]].dims);
+        call.inputs[i].data = &there;
+    }
+    return call;
+}
+
 }  // namespace
 
 Fields::Fields(Op const& op) {
@@ -126,7 +139,14 @@ std::optional<nvinfer1::DimsExprs> output_shape(
     }
     nvinfer1::DimsExprs shape = inputs[0];
     for (int axis = 0; axis < shape.nbDims; ++axis) {
-        auto const [multiply, divide] = state.op().ratio(axis, shape.nbDims);
+        // Required inputs come first, so a place among those that are there is a place in the op.
+        auto const [input, from, multiply, divide] = state.op().extent(axis, shape.nbDims);
+        if (from >= inputs[input].nbDims) {
+            refuse(state, std::string(state.op().inputs[input]) + " has " + std::to_string(inputs[input].nbDims) +
+                              " axes, too few");
+            return std::nullopt;
+        }
+        shape.d[axis] = inputs[input].d[from];
         if (multiply != 1)
             shape.d[axis] =
                 builder.operation(nvinfer1::DimensionOperation::kPROD, *shape.d[axis], *builder.constant(multiply));
@@ -137,11 +157,12 @@ std::optional<nvinfer1::DimsExprs> output_shape(
     return shape;
 }
 
-bool supports(nvinfer1::PluginTensorDesc const& tensor, DataType first) {
+bool supports(Op const& op, nvinfer1::PluginTensorDesc const& tensor, DataType first) {
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR || tensor.type != first) return false;
     std::optional<DType> const dtype = dtype_of(first);
     Device device;
-    return dtype && (*dtype != DType::kBFloat16 || !find_device(device) || device.capability >= 80);
+    if (!dtype || (*dtype == DType::kFloat32 && !op.has_float32)) return false;
+    return *dtype != DType::kBFloat16 || !find_device(device) || device.capability >= 80;
 }
 
 bool check(State const& state, std::vector<Described> const& inputs) {
@@ -155,16 +176,10 @@ bool check(State const& state, std::vector<Described> const& inputs) {
         refuse(state, "tensors are float32, float16 or bfloat16");
         return false;
     }
-    Call call;
-    call.dtype = *dtype;
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-        if (positions[i] < 0) continue;
-        nvinfer1::Dims const& dims = inputs[positions[i]].dims;
-        for (int axis = 0; axis < dims.nbDims; ++axis)
-            if (dims.d[axis] < 0) return true;
-        call.inputs[i] = tensor_of(dims);
-        call.inputs[i].data = &call;  // only whether it is null matters
-    }
+    for (Described const& input : inputs)
+        for (int axis = 0; axis < input.dims.nbDims; ++axis)
+            if (input.dims.d[axis] < 0) return true;
+    Call const call = call_of(positions, inputs, *dtype);
     std::string problem = shape_problem(state, call);
     Device device;
     bool const found = find_device(device);
@@ -197,11 +212,18 @@ bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, in
         least.push_back({inputs[i].min, desc.type});
         most.push_back({inputs[i].max, desc.type});
     }
-    return batch_is_open ? check(state, least) && check(state, most) : check(state, known);
+    if (batch_is_open) return check(state, least) && check(state, most);
+    if (!check(state, known)) return false;
+    Device device;
+    if (state.op().tune && state.is_new() && find_device(device)) {
+        Call const call = call_of(state.positions(count), known, *dtype_of(known[0].type));
+        state.tuned = state.op().tune(state.values(), call, device);
+    }
+    return true;
 }
 
 int enqueue(State const& state, nvinfer1::PluginTensorDesc const* input_descs,
-    nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs, void* const* outputs,
+    nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs, void* const* outputs, void* workspace,
     cudaStream_t stream) {
     std::vector<int> const positions = state.positions(state.input_count());
     if (positions.empty()) {
@@ -219,6 +241,8 @@ int enqueue(State const& state, nvinfer1::PluginTensorDesc const* input_descs,
         call.outputs[i] = tensor_of(output_descs[i].dims);
         call.outputs[i].data = outputs[i];
     }
+    call.workspace = workspace;
+    call.tuned = state.tuned;
     Device device;
     cudaError_t const status = find_device(device) ? state.op().launch(state.values(), call, device, stream)
                                                    : cudaErrorNoDevice;

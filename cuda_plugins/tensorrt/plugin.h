@@ -53,9 +53,9 @@ std::optional<State> state_from_bytes(Op const& op, void const* data, std::size_
 std::optional<nvinfer1::DimsExprs> output_shape(
     State const& state, nvinfer1::DimsExprs const* inputs, int count, nvinfer1::IExprBuilder& builder);
 
-// Whether a tensor may have this type and format where input 0 has type `first`: linear, all of one type, float32,
-// float16 or, where this TensorRT and the GPU have it, bfloat16.
-bool supports(nvinfer1::PluginTensorDesc const& tensor, nvinfer1::DataType first);
+// Whether a tensor may have this type and format where input 0 has type `first`: linear, all of one type, float16, or
+// float32 if the op has it, or bfloat16 if this TensorRT and the GPU have it.
+bool supports(Op const& op, nvinfer1::PluginTensorDesc const& tensor, nvinfer1::DataType first);
 
 // What check() has to know of a tensor.
 struct Described {
@@ -68,14 +68,15 @@ struct Described {
 // (-1), the answer is yes.
 bool check(State const& state, std::vector<Described> const& inputs);
 
-// check() of what configurePlugin is told, and settles the state. A batch that is open is checked at both ends of the
-// profile. Where another size is open the answer is yes: TensorRT bounds each size of an intermediate tensor by itself,
-// and taken together, bounds of height and width may be no shape that ever comes. Those that do come are checked then.
+// check() of what configurePlugin is told; settles the state and, where all sizes are known, tunes it. A batch that is
+// open is checked at both ends of the profile. Where another size is open the answer is yes: TensorRT bounds each size
+// of an intermediate tensor by itself, and taken together, bounds of height and width may be no shape that ever comes.
+// Those that do come are checked then.
 bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, int count);
 
 // For a settled state. Returns 0, or -1 with the reason logged as an error.
 int enqueue(State const& state, nvinfer1::PluginTensorDesc const* input_descs,
-    nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs, void* const* outputs,
+    nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs, void* const* outputs, void* workspace,
     cudaStream_t stream);
 
 }  // namespace swinopt

@@ -33,7 +33,7 @@ public:
 
     bool supportsFormatCombination(
         int32_t position, PluginTensorDesc const* tensors, int32_t, int32_t) noexcept override {
-        return supports(tensors[position], tensors[0].type);
+        return supports(state_.op(), tensors[position], tensors[0].type);
     }
 
     // Cannot fail in this interface: initialize() and enqueue() do, after the reason has been logged here. Called again
@@ -48,13 +48,13 @@ public:
 
     std::size_t getWorkspaceSize(
         PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override {
-        return 0;
+        return state_.op().workspace_bytes;
     }
 
     int32_t enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc const* output_descs,
-        void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept override {
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
         if (refused_) return -1;
-        return swinopt::enqueue(state_, input_descs, output_descs, inputs, outputs, stream);
+        return swinopt::enqueue(state_, input_descs, output_descs, inputs, outputs, workspace, stream);
     }
 
     std::size_t getSerializationSize() const noexcept override { return state_.write().size(); }

@@ -51,7 +51,7 @@ public:
 
     bool supportsFormatCombination(
         int32_t position, DynamicPluginTensorDesc const* tensors, int32_t, int32_t) noexcept override {
-        return supports(tensors[position].desc, tensors[0].desc.type);
+        return supports(state_.op(), tensors[position].desc, tensors[0].desc.type);
     }
 
     int32_t configurePlugin(
@@ -68,8 +68,13 @@ public:
     }
 
     int32_t enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc const* output_descs,
-        void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept override {
-        return swinopt::enqueue(state_, input_descs, output_descs, inputs, outputs, stream);
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+        return swinopt::enqueue(state_, input_descs, output_descs, inputs, outputs, workspace, stream);
+    }
+
+    std::size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
+        int32_t) const noexcept override {
+        return state_.op().workspace_bytes;
     }
 
     IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return clone(); }

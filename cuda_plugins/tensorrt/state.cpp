@@ -8,7 +8,7 @@
 namespace swinopt {
 namespace {
 
-constexpr std::uint32_t kFormat = 1;
+constexpr std::uint32_t kFormat = 2;
 
 }  // namespace
 
@@ -114,6 +114,7 @@ std::string State::write() const {
         writer.number(value.number);
     }
     writer.ints(present_);
+    writer.string(tuned);
     return writer.bytes();
 }
 
@@ -131,6 +132,7 @@ std::optional<State> State::read(Op const& op, void const* data, std::size_t siz
         return std::nullopt;
     }
     State state(op);
+    state.is_new_ = false;
     bool whole = reader.string(name) && reader.number(count) && name == op.name && count == state.values_.size();
     for (std::size_t i = 0; whole && i < state.values_.size(); ++i) {
         Value& value = state.values_[i];
@@ -138,7 +140,7 @@ std::optional<State> State::read(Op const& op, void const* data, std::size_t siz
                 (op.attributes[i].kind != Kind::kInt || value.ints.size() == 1);
         state.given_[i] = true;
     }
-    whole = whole && reader.ints(state.present_) && reader.at_end();
+    whole = whole && reader.ints(state.present_) && reader.string(state.tuned) && reader.at_end();
     problem = whole ? state.complete() : std::string("the serialized plugin is damaged: it is no whole ") + op.name;
     if (!problem.empty()) return std::nullopt;
     return state;

@@ -1,4 +1,5 @@
-// All that a plugin remembers: the attributes of its op and which inputs the op has. No TensorRT in here.
+// All that a plugin remembers: the attributes of its op, which inputs the op has, and what was measured while the
+// engine was built. No TensorRT in here.
 #pragma once
 
 #include <optional>
@@ -37,6 +38,11 @@ public:
     // How many inputs there are; 0 where nobody has said so yet.
     int input_count() const;
 
+    // What Op::tune gave, and for which shapes; nothing where shapes are dynamic or the op has nothing to tune.
+    std::string tuned;
+    // Whether the plugin was not read from an engine: what is measured when an engine runs is measured too late.
+    bool is_new() const { return is_new_; }
+
     // "window_size=[7, 7] shift_size=[0, 0] num_heads=4 ..."
     std::string text() const;
 
@@ -50,6 +56,7 @@ private:
     Values values_;
     std::vector<bool> given_;
     std::vector<std::int32_t> present_;
+    bool is_new_ = true;
 };
 
 }  // namespace swinopt

@@ -26,7 +26,7 @@ std::string check_values(Values const& values) {
 
 int rank(Values const& values) { return 2 + static_cast<int>(values[kWindowSize].ints.size()); }
 
-Ratio ratio(int axis, int rank) { return {1, axis == rank - 1 ? 3 : 1}; }
+Extent extent(int axis, int rank) { return {kQkv, axis, 1, axis == rank - 1 ? 3 : 1}; }
 
 std::string check_shapes(Values const& values, Call const& call) {
     std::int64_t const heads = values[kNumHeads].ints[0], channels = call.inputs[kQkv].size[call.inputs[kQkv].rank - 1];
@@ -82,7 +82,7 @@ Op const& window_attention_op() {
         1,
         check_values,
         rank,
-        ratio,
+        extent,
         check_shapes,
         unsupported<params_of, window_attention_unsupported>,
         launch<params_of, window_attention>,

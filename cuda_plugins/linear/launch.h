@@ -1,0 +1,21 @@
+// The launcher of linear, for C++ programs and the TensorRT plugin library.
+#pragma once
+
+#include <string>
+
+#include "../common/launch.h"
+#include "plan.h"
+
+namespace swinopt {
+
+// Enqueues the product. Returns cudaErrorInvalidValue for what linear_unsupported refuses, and for pointers that are
+// not aligned to 16 bytes; cudaErrorNotSupported where cuBLASLt knows no algorithm, and cudaErrorLaunchFailure where it
+// fails.
+cudaError_t linear(LinearParams const& params, DType dtype, Device const& device, cudaStream_t stream);
+
+// Times what cuBLASLt proposes for a product of this size on the current GPU, on memory of its own, and returns the
+// fastest as bytes for LinearParams::tuned; empty if its first proposal is as good, or something is missing. Pointers
+// are not looked at, but for the residual's. A library of another version takes its own first proposal again.
+std::string tune_linear(LinearParams const& params, DType dtype, Device const& device);
+
+}  // namespace swinopt

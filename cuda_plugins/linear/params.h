@@ -1,0 +1,28 @@
+// The arguments of linear().
+#pragma once
+
+#include <cstddef>
+
+namespace swinopt {
+
+struct LinearParams {
+    // T is __half or __nv_bfloat16, the same for all. The output may not overlap another tensor.
+    void const* x;         // T [rows, inputs]
+    void const* weight;    // T [inputs, outputs]
+    void const* bias;      // T [outputs]
+    void const* residual;  // T [rows, outputs], or null
+    void* output;          // T [rows, outputs]
+
+    void* workspace;  // for cuBLASLt, as large as it likes
+    std::size_t workspace_bytes;
+
+    int rows;
+    int inputs;
+    int outputs;
+    int gelu;  // whether the bias is followed by a GELU; not with a residual
+
+    void const* tuned;  // what tune_linear() gave, or null
+    std::size_t tuned_bytes;
+};
+
+}  // namespace swinopt

@@ -1,0 +1,89 @@
+#include "../linear/launch.h"
+
+#include <limits>
+
+#include "op.h"
+
+namespace swinopt {
+namespace {
+
+enum { kGelu };
+enum { kX, kWeight, kBias, kResidual };
+
+std::string check_values(Values const& values) {
+    std::int32_t const gelu = values[kGelu].ints[0];
+    return gelu == 0 || gelu == 1 ? "" : "gelu is " + std::to_string(gelu) + "; it is 0 or 1";
+}
+
+int rank(Values const&) { return 0; }
+
+Extent extent(int axis, int rank) {
+    if (axis == rank - 1) return {kWeight, 1, 1, 1};
+    return {kX, axis, 1, 1};
+}
+
+std::int64_t rows_of(Tensor const& x) {
+    std::int64_t rows = 1;
+    for (int axis = 0; axis + 1 < x.rank; ++axis) rows *= x.size[axis];
+    return rows;
+}
+
+std::string check_shapes(Values const&, Call const& call) {
+    Tensor const &x = call.inputs[kX], &weight = call.inputs[kWeight];
+    if (rows_of(x) > std::numeric_limits<int>::max()) return "x is " + text(x) + "; it may have 2^31 - 1 rows";
+    std::int64_t const inputs = x.size[x.rank - 1];
+    if (weight.rank != 2 || weight.size[0] != inputs)
+        return "weight is " + text(weight) + " and should be [" + std::to_string(inputs) + ", outputs]";
+    std::string const problem = expect_shape("bias", call.inputs[kBias], {weight.size[1]});
+    if (!problem.empty()) return problem;
+    std::vector<std::int64_t> shape(x.size, x.size + x.rank);
+    shape.back() = weight.size[1];
+    return expect_shape("residual", call.inputs[kResidual], shape);
+}
+
+LinearParams params_of(Values const& values, Call const& call) {
+    Tensor const& weight = call.inputs[kWeight];
+    LinearParams params{};
+    params.x = call.inputs[kX].data;
+    params.weight = weight.data;
+    params.bias = call.inputs[kBias].data;
+    params.residual = call.inputs[kResidual].data;
+    params.output = call.outputs[0].data;
+    params.workspace = call.workspace;
+    params.workspace_bytes = kLinearWorkspace;
+    params.rows = static_cast<int>(rows_of(call.inputs[kX]));
+    params.inputs = static_cast<int>(weight.size[0]);
+    params.outputs = static_cast<int>(weight.size[1]);
+    params.gelu = values[kGelu].ints[0];
+    params.tuned = call.tuned.data();
+    params.tuned_bytes = call.tuned.size();
+    return params;
+}
+
+std::string tune(Values const& values, Call const& call, Device const& device) {
+    return tune_linear(params_of(values, call), call.dtype, device);
+}
+
+}  // namespace
+
+Op const& linear_op() {
+    static Op const op{
+        "Linear",
+        {{"gelu", Kind::kInt, false, 0}},
+        {"x", "weight", "bias", "residual"},
+        3,
+        1,
+        check_values,
+        rank,
+        extent,
+        check_shapes,
+        unsupported<params_of, linear_unsupported>,
+        launch<params_of, linear>,
+        /*has_float32=*/false,
+        /*workspace_bytes=*/kLinearWorkspace,
+        tune,
+    };
+    return op;
+}
+
+}  // namespace swinopt
