@@ -87,6 +87,7 @@ def choose(
         "tensorrt": tensorrt_module.describe(trt),
         "swinopt": swinopt.__version__,
         "kernels": kernels_hash(trt.__version__),
+        "cublaslt": tensorrt_module.cublaslt_version(trt),
         "standard_ops": sources_hash(),
         **settings,
     }

@@ -49,8 +49,10 @@ def for_parser(
         # First of all: the converter knows no way back from some newer ops, and passes write what the opset has.
         model = _aged(model)
     if ops.uses(model):
-        as_plugins = {ops.first_output(node) for node in ops.nodes(model)} - set(spelled_out) if plugins else set()
-        if not plugins or spelled_out:
+        # Linears are plugins in half precision alone.
+        able = [node for node in ops.nodes(model) if node.op_type != ops.LINEAR.name or precision in NARROW]
+        as_plugins = {ops.first_output(node) for node in able} - set(spelled_out) if plugins else set()
+        if len(as_plugins) < ops.uses(model).total():
             model = _spelled_out(model, frozenset(as_plugins))
         # The models that swinopt has brought to maps; others keep the form that their authors gave them.
         model = Pipeline(passes.FlattenTokens())(model)
@@ -62,6 +64,16 @@ def for_parser(
     else:
         _require_precision(model, precision)
     return handover.for_plugins(model), kept
+
+
+def with_linears(model: onnx.ModelProto, *, has_gelu: bool) -> onnx.ModelProto:
+    """The model with swinopt::Linear in place of its linears; a copy.
+
+    Args:
+        model: one that swinopt has brought to maps.
+        has_gelu: as for :func:`for_parser`.
+    """
+    return Pipeline(passes.FlattenTokens(), passes.FuseLinear())(model if has_gelu else _aged(model))
 
 
 def _spelled_out(model: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:

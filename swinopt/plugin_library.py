@@ -144,6 +144,18 @@ def load_library(path: str | os.PathLike[str]) -> None:
         raise SwinoptError(f"{path}: {told}")
 
 
+def cublaslt_version(path: str | os.PathLike[str]) -> int:
+    """The version of the cuBLASLt that the linears of a plugin library take, e.g. 120103; 0 if none can be loaded.
+
+    Args:
+        path: the library, which is loaded (:func:`load_library`).
+    """
+    library = ctypes.CDLL(str(Path(path).resolve()))
+    # A library of an earlier version has no linears.
+    version = getattr(library, "swinopt_cublaslt_version", None)
+    return int(version()) if version else 0
+
+
 # -------------------------------------------------------------------------------------------------------- what it needs
 
 

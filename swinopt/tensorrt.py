@@ -29,8 +29,9 @@ from swinopt.execution import dtype_name
 from swinopt.export import require_writable
 from swinopt.graph import ModelLike
 from swinopt.interface import Interface, Range, Value
-from swinopt.lowering import for_parser
+from swinopt.lowering import for_parser, with_linears
 from swinopt.pipeline import Progress
+from swinopt.precision import NARROW
 
 __all__ = ["PLUGINS", "PRECISIONS", "Engine", "build"]
 
@@ -72,6 +73,8 @@ def build(
         timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
+            Where swinopt's C++ library and cuBLASLt are there, linears are such ops, too, in fp16 and bf16: with bias,
+            GELU or residual addition in one product, whose sums are in float32.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; ``Engine.choices`` tells. Times are kept in
             swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing: there
@@ -105,6 +108,9 @@ def build(
     trt = tensorrt_module.find(tensorrt)
     told = _told(progress)
     build = _Build(trt, precision, timing_cache, workspace, optimization_level, told)
+    # In float32 TensorRT's own products are exact, and swinopt has none.
+    if plugins != "off" and precision in NARROW and ops.uses(proto) and tensorrt_module.cublaslt_version(trt):
+        proto = with_linears(proto, has_gelu=build.has_gelu)
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
 
@@ -147,6 +153,7 @@ class _Build:
         self.network = self.builder.create_network(self._network_flags())
         self.parser = trt.OnnxParser(self.network, self.logger)
         self.config = self.builder.create_builder_config()
+        self.has_gelu: bool = self.parser.supports_operator("Gelu")
 
     def engine(
         self,
@@ -179,7 +186,7 @@ class _Build:
             model,
             precision=self.precision,
             by_graph=not self.by_flags,
-            has_gelu=self.parser.supports_operator("Gelu"),
+            has_gelu=self.has_gelu,
             **options,
         )
         self.notes += [f"{node} stays in float32: {reason}" for node, reason in kept.items()]

@@ -154,6 +154,26 @@ def register_plugins(trt: Any, needed: Iterable[str]) -> None:
         )
 
 
+def cublaslt_version(trt: Any) -> int:
+    """The version of the cuBLASLt by which linears can be plugins, e.g. 120103.
+
+    0 if they cannot: plugins in Python have none, and the C++ library has, if there is a cuBLASLt for it.
+
+    Raises:
+        SwinoptError: the plugin library cannot be loaded.
+    """
+    from swinopt import plugin_library
+
+    library = plugin_library.find_library(trt.__version__)
+    if library is None:
+        return 0
+    try:
+        register_plugins(trt, [ops.LINEAR.name])
+    except MissingDependencyError:  # a library of an earlier version
+        return 0
+    return plugin_library.cublaslt_version(library)
+
+
 def register_what_there_is(trt: Any) -> str | None:
     """Registers the plugins that this installation has, for an engine that may need them or not.
 

@@ -12,7 +12,7 @@ import swinopt
 from swinopt import handover, ops, opset
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
-from swinopt.lowering import for_parser
+from swinopt.lowering import for_parser, with_linears
 from swinopt.testing import parse
 
 #: As TensorRT 8.6 and as TensorRT 11.
@@ -157,3 +157,42 @@ def test_tokens_lie_as_rows_from_one_attention_to_the_next(batch: int | str, ver
 
     plain = parse("g (float[2, 8, 8, 4] x) => (float[2, 8, 8, 4] y) { y = MatMul(x, w) }", w=floats(4, 4))
     assert op_counts(for_parser(plain, precision="fp32", plugins=True, **versions)[0]) == {"MatMul": 1}
+
+
+def block_of_linears() -> onnx.ModelProto:
+    return parse(
+        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) {
+            q = MatMul(x, w)  a = swinopt.WindowAttention
+                <window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(q, bias)
+            p = MatMul(a, v)  h = Add(p, x)  f = MatMul(h, u)  g = Gelu(f)  y = MatMul(g, t) }""",
+        bias=floats(2, 16, 16),
+        w=floats(16, 48),
+        v=floats(16, 16),
+        u=floats(16, 64),
+        t=floats(64, 16),
+    )
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+def test_linears_become_plugins_in_half_precision_alone(versions: dict[str, Any]) -> None:
+    linears = with_linears(block_of_linears(), has_gelu=versions["has_gelu"])
+    assert ops.uses(linears) == {"WindowAttention": 1, "Linear": 4}
+
+    found, _ = for_parser(linears, precision="fp16", plugins=True, **versions)
+    assert op_counts(found).keys() <= {"swinopt::WindowAttention", "swinopt::Linear", "Reshape", "Cast"}
+    assert swinopt.compare(block_of_linears(), found, tolerance=1e-2 if versions["by_graph"] else 1e-5).passed
+
+    for precision, plugins, left in (("fp32", True, {"WindowAttention": 1}), ("fp16", False, {})):
+        found, _ = for_parser(linears, precision=precision, plugins=plugins, **versions)
+        assert ops.uses(found) == left
+        assert swinopt.compare(block_of_linears(), found, tolerance=1e-2 if precision == "fp16" else 1e-5).passed
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+def test_a_linear_can_be_spelled_out_beside_others(versions: dict[str, Any]) -> None:
+    linears = with_linears(block_of_linears(), has_gelu=versions["has_gelu"])
+    slow = [ops.first_output(node) for node in ops.nodes(linears) if node.op_type == "Linear"][1:]
+    found, _ = for_parser(linears, precision="fp16", plugins=True, spelled_out=slow, **versions)
+    assert ops.uses(found) == {"WindowAttention": 1, "Linear": 1}
+    assert op_counts(found)["MatMul"] == 3
+    assert swinopt.compare(block_of_linears(), found, tolerance=1e-2 if versions["by_graph"] else 1e-5).passed

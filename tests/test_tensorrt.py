@@ -145,9 +145,10 @@ def test_where_nothing_is_measured_auto_is_on() -> None:
 def test_an_op_to_be_measured_builds_in_both_forms(precision: str, dtype: str) -> None:
     measured = [*choosing._ops_of(graph.load(block("N")), None), *choosing._ops_of(graph.load(residual()), None)]
     assert [op.type for op in measured] == ["WindowAttention", "AddLayerNorm", "PatchMerging"]
+    module = tensorrt_module.find("tensorrt_rtx")
     for op in measured:
         for plugin in (True, False):
-            engine = tensorrt._Build(trt, precision, None, None, None, None).engine_of_op(op.model(), plugin)
+            engine = tensorrt._Build(module, precision, None, None, None, None).engine_of_op(op.model(), plugin)
             assert engine.plugin_layers == int(plugin)
             assert {value.dtype for value in (*engine.inputs.values(), *engine.outputs.values())} == {dtype}
 

@@ -14,6 +14,7 @@ import pytest
 from swinopt import choosing, cuda, ops, opset, plugin_library, tensorrt, tensorrt_module
 from swinopt.choice import Choices
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
+from swinopt.graph import op_counts
 from swinopt.ops import SPECS
 from swinopt.testing import parse
 from tests import fake_gpu
@@ -85,13 +86,16 @@ class TensorRT:
         self.network_flags = 0
         self.parsed = onnx.ModelProto()
         self.plugins = True
+        self.lacks: set[str] = set()
         self.plan: Any = b"plan"
         if version != "8.6.0":
             self.IPluginV3 = object
 
     def get_plugin_registry(self) -> Any:
         registered = [
-            SimpleNamespace(name=name, plugin_version="1", plugin_namespace="swinopt") for name in SPECS if self.plugins
+            SimpleNamespace(name=name, plugin_version="1", plugin_namespace="swinopt")
+            for name in SPECS
+            if self.plugins and name not in self.lacks
         ]
         return SimpleNamespace(**{"plugin_creator_list" if self.__version__ == "8.6.0" else "all_creators": registered})
 
@@ -263,8 +267,58 @@ def test_plugins_come_from_the_library_if_it_is_there(
 
     monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
     monkeypatch.setattr(plugin_library, "load_library", load)
+    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 0)
     assert tensorrt.build(model()).plugin_layers == 1
     assert asked == [tmp_path / version]
+
+
+@pytest.mark.parametrize("version", FLAGS)
+@pytest.mark.parametrize(
+    ("precision", "plugins", "cublaslt", "linears"),
+    [
+        ("fp16", "on", 120103, 1),
+        ("fp16", "auto", 120103, 1),
+        ("fp16", "on", 0, 0),
+        ("fp16", "off", 120103, 0),
+        ("fp32", "on", 120103, 0),
+        ("tf32", "auto", 120103, 0),
+    ],
+)
+def test_linears_are_plugins_in_half_precision_where_there_is_a_cublaslt(
+    version: str,
+    precision: str,
+    plugins: str,
+    cublaslt: int,
+    linears: int,
+    use: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    trt = use(version)
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
+    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: cublaslt)
+    block = parse(
+        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { q = MatMul(x, w)
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
+        bias=np.zeros((2, 16, 16), np.float32),
+        w=np.ones((16, 48), np.float32),
+    )
+    engine = tensorrt.build(block, precision=precision, plugins=plugins)
+    assert engine.plugin_layers == (0 if plugins == "off" else 1 + linears)
+    assert op_counts(trt.parsed)["swinopt::Linear"] == linears
+
+
+def test_a_library_from_before_there_were_linears_has_none(
+    use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trt = use("10.9.0")
+    trt.lacks = {"Linear"}
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
+    monkeypatch.setattr(plugin_library, "load_library", lambda path: None)
+    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 120103)
+    assert tensorrt_module.cublaslt_version(trt) == 0
+    trt.lacks = set()
+    assert tensorrt_module.cublaslt_version(trt) == 120103
 
 
 def test_8_6_takes_plugins_from_the_library_alone(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
