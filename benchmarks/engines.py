@@ -260,10 +260,21 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
         "optimize_s": round(optimized - start, 1),
         "build_s": round(built - optimized, 1),
         "plugin_layers": engine.plugin_layers,
+        "plugins_wanted": _plugins_of(job),
         "max_abs_diff": float(np.abs(outputs - truth["outputs"]).max()),
         "nan": int(np.isnan(outputs).sum()),
         "largest_output": float(np.abs(truth["outputs"]).max()),
     }
+
+
+def _plugins_of(job: Job) -> int:
+    """How many plugin layers an engine must have: every attention and, where there is a cuBLASLt, every linear."""
+    if not job.optimized:
+        return 0
+    attentions = MODELS[job.model][2]
+    has_linears = job.precision == "fp16" and cublaslt_version()
+    # Four linears a block, those of three patch mergings, and the head.
+    return attentions + (4 * attentions + 3 + 1 if has_linears else 0)
 
 
 def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
@@ -298,6 +309,13 @@ def tensorrt_version() -> str:
     return str(tensorrt_module.find(None).__version__)
 
 
+def cublaslt_version() -> int:
+    """Of the library that multiplies in linears, e.g. 120103; 0 if there is none."""
+    from swinopt import tensorrt_module
+
+    return tensorrt_module.cublaslt_version(tensorrt_module.find(None))
+
+
 def gpu() -> str:
     """Name and driver of the first GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -305,7 +323,12 @@ def gpu() -> str:
 
 
 def _machine() -> dict[str, str]:
-    return {"gpu, driver": gpu(), "TensorRT": tensorrt_version(), "Python": sys.version.split()[0]}
+    return {
+        "gpu, driver": gpu(),
+        "TensorRT": tensorrt_version(),
+        "cuBLASLt": str(cublaslt_version() or "none"),
+        "Python": sys.version.split()[0],
+    }
 
 
 if __name__ == "__main__":

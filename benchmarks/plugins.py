@@ -71,10 +71,10 @@ def missed_bars(found: dict[str, Any]) -> list[str]:
         bar = FP32_BAR if job.precision == "fp32" else FP16_BAR
         if row is None or "error" in row:
             missed.append(f"{job.name}: {row['error'] if row else 'not built'}")
-        elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != engines.MODELS[job.model][2]:
+        elif row["nan"] or not row["max_abs_diff"] < bar or row["plugin_layers"] != row["plugins_wanted"]:
             missed.append(
                 f"{job.name}: max abs diff {row['max_abs_diff']:.1e} (bar {bar:.0e}), {row['nan']} NaN, "
-                f"{row['plugin_layers']} plugin layers"
+                f"{row['plugin_layers']} plugin layers of {row['plugins_wanted']}"
             )
     for name, bar in RATIO_BARS.items():
         pair = found["pairs"].get(name)
@@ -94,7 +94,8 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         "",
         f"- date: {date.today()}",
         f"- machine: {machine['gpu, driver']}; a copy of 8 GB moves {found['copy_tb_s']:.2f} TB/s (read and written)",
-        f"- engines: TensorRT {machine['TensorRT']}, Python {machine['Python']}",
+        f"- engines: TensorRT {machine['TensorRT']}, linears in fp16 by cuBLASLt {machine['cuBLASLt']}, "
+        f"Python {machine['Python']}",
         f"- kernels and references: torch {found['torch']}, Python {platform.python_version()}",
         f"- packages: swinopt {version('swinopt')}, timm {version('timm')}, onnx {version('onnx')}",
         f"- bars: {'all met' if not missed else '; '.join('MISSED ' + bar for bar in missed)}",
