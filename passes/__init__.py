@@ -14,6 +14,7 @@ from swinopt.passes.fuse_linear import FuseLinear
 from swinopt.passes.fuse_patch_merging import FusePatchMerging
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
+from swinopt.passes.simplify_patch_embedding import SimplifyPatchEmbedding
 from swinopt.passes.simplify_patch_merging import SimplifyPatchMerging
 from swinopt.passes.simplify_pooling import SimplifyPooling
 from swinopt.passes.sink_token_views import SinkTokenViews
@@ -35,6 +36,7 @@ ALL = (
     FusePatchMerging,
     FuseWindowAttention,
     SimplifyMovement,
+    SimplifyPatchEmbedding,
     SimplifyPatchMerging,
     SimplifyPooling,
     SinkTokenViews,
@@ -57,6 +59,7 @@ __all__ = [
     "FusePatchMerging",
     "FuseWindowAttention",
     "SimplifyMovement",
+    "SimplifyPatchEmbedding",
     "SimplifyPatchMerging",
     "SimplifyPooling",
     "SinkTokenViews",

@@ -11,14 +11,14 @@ from swinopt.movement import PAD, VIEW_OPS, Indices, Region
 
 
 def maps_of(region: Region, facts: Facts) -> list[Shape] | None:
-    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where the tokens lie in one axis."""
+    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where tokens lie in a line or as rows."""
     source = facts.shapes(region.source) or [()]
     views = [
         t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source
     ]
     for tensor in (region.source, *views):
         shapes = facts.shapes(tensor)
-        if shapes and all(len(s) == 4 and (s[0], s[-1]) == (o[0], o[-1]) for s, o in zip(shapes, source, strict=True)):
+        if shapes and all(len(s) == 4 and s[-1] == o[-1] for s, o in zip(shapes, source, strict=True)):
             return shapes
     return None
 

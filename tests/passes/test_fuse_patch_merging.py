@@ -115,6 +115,16 @@ def test_tokens_in_one_axis_are_viewed_as_a_map_and_back() -> None:
     fused(merging(tokens=True, flat=True), others={"Reshape": 2})
 
 
+@pytest.mark.parametrize("batch", [2, "batch"])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_tokens_as_rows_are_viewed_as_a_map(name: str, batch: int | str) -> None:
+    b = Builder()
+    rows = b.op("Tanh", b.reshape(b.input((batch, 4, 6, C)), -1, C))
+    merged = SPELLINGS[name](b, b.reshape(rows, -1, 4, 6, C), (4, 6))
+    before = b.model(b.op("Tanh", b.layer_norm(merged, 4 * C)))
+    rewrites(before, FUSE, applied=1, expect={"Reshape": 2, "Tanh": 2, "swinopt::PatchMerging": 1})
+
+
 def test_the_features_may_be_viewed_as_tokens_before_the_norm() -> None:
     fused(merging(flat=True, batch="batch"), others={"Reshape": 1})
 
