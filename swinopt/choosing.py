@@ -245,7 +245,7 @@ def _chosen(op: _Op, build: Builder, setup: Mapping[str, Any]) -> Choice:
         return op.choice("standard" if only_plugin_fails else "plugin", why)
     if not cached:
         _write(key, times)
-    return op.choice(*by_time(*times), times=times, from_cache=cached is not None)
+    return op.choice(*by_time(op.type, *times), times=times, from_cache=cached is not None)
 
 
 def _measured(op: _Op, build: Builder) -> tuple[_Times | None, dict[Form, str]]:

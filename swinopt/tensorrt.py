@@ -76,9 +76,9 @@ def build(
             Where swinopt's C++ library and cuBLASLt are there, linears are such ops, too, in fp16 and bf16: with bias,
             GELU or residual addition in one product, whose sums are in float32.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
-            both ways, and the faster is taken, or the one that works; ``Engine.choices`` tells. Times are kept in
-            swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing: there
-            it is the same as ``"on"``.
+            both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, for its sums in
+            float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that the next build
+            measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
             own, which is 3.

@@ -206,17 +206,21 @@ def test_where_every_op_loses_no_plugin_is_left(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "standard", "expected", "why"),
+    ("op", "plugin", "standard", "expected", "why"),
     [
-        (1.0, 1.5, "plugin", "1.50 times as fast"),
-        (1.0, 1.0, "plugin", "the same within 2%"),
-        (1.019, 1.0, "plugin", "the same within 2%"),
-        (1.021, 1.0, "standard", "1.02 times as fast"),
-        (3.0, 1.0, "standard", "3.00 times as fast"),
+        ("WindowAttention", 1.0, 1.5, "plugin", "1.50 times as fast"),
+        ("WindowAttention", 1.0, 1.0, "plugin", "the same within 2%"),
+        ("WindowAttention", 1.019, 1.0, "plugin", "the same within 2%"),
+        ("WindowAttention", 1.021, 1.0, "standard", "1.02 times as fast"),
+        ("WindowAttention", 3.0, 1.0, "standard", "3.00 times as fast"),
+        ("Linear", 1.0, 1.5, "plugin", "1.50 times as fast"),
+        ("Linear", 1.01, 1.0, "plugin", "the same within 2%"),
+        ("Linear", 1.09, 1.0, "plugin", "1.09 times as long, and sums are in float32"),
+        ("Linear", 1.11, 1.0, "standard", "1.11 times as fast"),
     ],
 )
-def test_a_tie_goes_to_the_plugin(plugin: float, standard: float, expected: str, why: str) -> None:
-    assert by_time(plugin, standard) == (expected, why)
+def test_a_tie_goes_to_the_plugin(op: str, plugin: float, standard: float, expected: str, why: str) -> None:
+    assert by_time(op, plugin, standard) == (expected, why)
 
 
 def test_a_parser_of_old_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
