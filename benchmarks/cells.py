@@ -1,10 +1,11 @@
 """Measures one cell of the table of h200.py: one Swin in one runtime. Run by it, a process for each cell.
 
-    python benchmarks/cells.py COLUMN MODEL PRECISION BATCH FOLDER OUTPUT
+    python benchmarks/cells.py COLUMN MODEL PRECISION BATCH FOLDER OUTPUT [--prepare]
 
 Correctness comes first: outputs are compared with PyTorch's in fp32 (TF32 off), and those that are NaN are counted.
 Then the time, over inputs that take turns. Writes OUTPUT as JSON, whole or not at all; what cannot be built or run is a
-result, too, and its error the text of the cell.
+result, too, and its error the text of the cell. With ``--prepare`` it only makes what takes long, an engine or a
+compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch keeps what it compiled.
 """
 
 from __future__ import annotations
@@ -43,17 +44,22 @@ Measured = dict[str, Any]
 
 
 def main() -> int:
-    column, model, precision, batch, folder, output = sys.argv[1:]
+    column, model, precision, batch, folder, output, *prepare = sys.argv[1:]
     before = used_memory()
+    measure = PREPARE[column] if prepare else COLUMNS[column]
     try:
-        found = COLUMNS[column](Cell(model, precision, int(batch), Path(folder), before))
+        found = measure(Cell(model, precision, int(batch), Path(folder), before))
     except Exception as error:  # a runtime that fails is a result of the table
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        found = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]}
+        found = {"error": one_line(error)}
     found |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": machine()}
     write_whole(output, json.dumps(found, indent=1).encode())
     print({key: value for key, value in found.items() if key != "machine"}, flush=True)
     return 0
+
+
+def one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 class Cell:
@@ -151,8 +157,12 @@ def _torch(cell: Cell, precision: str, mode: str | None = None) -> Measured:
             last.record()
         torch.cuda.synchronize()
         times = [first.elapsed_time(last) for first, last in events]
-    more = {} if mode is None else {"build_s": round(built, 1)}
-    return cell.measured(outputs, times, **more)
+    if mode is None:
+        return cell.measured(outputs, times)
+    first = cell.folder / f"{cell.stem}-{precision}-{mode}.json"
+    if not first.exists():  # later ones find it compiled
+        write_whole(first, json.dumps({"build_s": round(built, 1)}).encode())
+    return cell.measured(outputs, times, **json.loads(first.read_text(encoding="utf-8")))
 
 
 def peaks(_: Cell) -> Measured:
@@ -218,44 +228,64 @@ def _onnxruntime(cell: Cell, optimized: bool) -> Measured:
 def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
     """``plugins``: None is the graph as it was exported, for stock TensorRT."""
     import swinopt
-    from swinopt import tensorrt
+    from swinopt.engine import Engine
 
-    trt_version = engines.tensorrt_version()
-    model: Any = cell.exported(kind)
-    start = time.perf_counter()
-    if plugins is not None:
-        model = swinopt.optimize(model, target=engines.target(), verify=False)
-    engine = tensorrt.build(
-        model,
-        precision=cell.precision,
-        timing_cache=cell.folder / f"{cell.precision}.timing.cache",
-        plugins=plugins or "off",
-    )
-    built = time.perf_counter() - start
-    stock = cell.folder / f"{cell.stem}-{cell.precision}-{trt_version}-{kind}-stock.engine"
-    folded = cell.folder / f"{cell.stem}-{cell.precision}-{trt_version}-torchscript-stock.engine"
-    with engine:
+    built = _built(cell, kind, plugins)
+    if "error" in built:
+        return built
+    stock = _plan(cell, "torchscript", None)
+    with Engine.load(_plan(cell, kind, plugins)) as engine:
         (name,), (image,) = engine.outputs, engine.inputs
         outputs = np.stack([engine.run({image: images})[name] for images in cell.truth()[0]])
         timing = engine.benchmark(runs=_ROUNDS * _SETS)
-        found = cell.measured(
-            outputs,
-            timing.samples,
-            build_s=round(built, 1),
-            cuda_graph=timing.graph,
-            plugin_layers=engine.plugin_layers,
-            TensorRT=trt_version,
-            choices=[choice.to_dict() for choice in engine.choices],
-            notes=list(engine.notes),
-        )
-        if plugins is None:
-            engine.save(stock)
-        elif folded.exists():
+        found = cell.measured(outputs, timing.samples, cuda_graph=timing.graph, **built)
+        if plugins is not None and stock.exists():
             try:
-                found["of_stock"] = _in_turns(engine, folded)
+                found["of_stock"] = _in_turns(engine, stock)
             except swinopt.SwinoptError as error:  # of another GPU, say
                 found["notes"].append(f"not timed in turns with stock TensorRT: {error}")
         return found
+
+
+def _built(cell: Cell, kind: str, plugins: str | None) -> Measured:
+    """Builds the engine of a column, unless it is there: what is told of it, or the error that it failed with."""
+    import swinopt
+    from swinopt import tensorrt
+
+    plan = _plan(cell, kind, plugins)
+    told = plan.with_suffix(".json")
+    if told.exists():
+        found: Measured = json.loads(told.read_text(encoding="utf-8"))
+        return found
+    model: Any = cell.exported(kind)
+    start = time.perf_counter()
+    try:
+        if plugins is not None:
+            model = swinopt.optimize(model, target=engines.target(), verify=False)
+        with tensorrt.build(
+            model,
+            precision=cell.precision,
+            timing_cache=cell.folder / f"{cell.precision}.timing.cache",
+            plugins=plugins or "off",
+        ) as engine:
+            engine.save(plan)
+            found = {
+                "build_s": round(time.perf_counter() - start, 1),
+                "plugin_layers": engine.plugin_layers,
+                "choices": [choice.to_dict() for choice in engine.choices],
+                "notes": list(engine.notes),
+            }
+    except swinopt.SwinoptError as error:
+        found = {"error": one_line(error)}
+    found["TensorRT"] = engines.tensorrt_version()
+    write_whole(told, json.dumps(found).encode())
+    return found
+
+
+def _plan(cell: Cell, kind: str, plugins: str | None) -> Path:
+    name = f"{cell.stem}-{cell.precision}-{engines.tensorrt_version()}-{kind}-{plugins or 'stock'}"
+    # Not with_suffix, which would take the end of the version for one.
+    return cell.folder / f"{name.replace('.', '_')}.engine"
 
 
 def _in_turns(engine: Any, other: Path) -> list[float]:
@@ -280,6 +310,16 @@ COLUMNS: dict[str, Callable[[Cell], Measured]] = {
     "TensorRT, unfolded": lambda cell: _tensorrt(cell, "torchscript-unfolded", None),
     "swinopt, no plugins": lambda cell: _tensorrt(cell, "torchscript-unfolded", "off"),
     "swinopt": lambda cell: _tensorrt(cell, "torchscript-unfolded", "auto"),
+}
+
+
+#: By column, what can be made while others are made on the same GPU. Not "swinopt", which measures as it builds.
+PREPARE: dict[str, Callable[[Cell], Measured]] = {
+    "compile": lambda cell: _torch(cell, cell.precision, "reduce-overhead"),
+    "compile max": lambda cell: _torch(cell, cell.precision, "max-autotune"),
+    "TensorRT": lambda cell: _built(cell, "torchscript", None),
+    "TensorRT, unfolded": lambda cell: _built(cell, "torchscript-unfolded", None),
+    "swinopt, no plugins": lambda cell: _built(cell, "torchscript-unfolded", "off"),
 }
 
 

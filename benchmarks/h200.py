@@ -1,15 +1,17 @@
 """The table: Swins of every size in PyTorch, ONNX Runtime and TensorRT, with and without swinopt, on the GPU at hand.
 
     python benchmarks/h200.py [--tensorrt-python PYTHON] [--onnxruntime-python PYTHON] [--folder FOLDER]
-                              [--rows TEXT] [--columns TEXT] [--seconds N] [--report]
+                              [--rows TEXT] [--columns TEXT] [--seconds N] [--at-a-time N] [--report]
 
 Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live in Pythons of their own; TensorRT 8.6
 needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them TensorRT's
 builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is given;
 ``--rows`` and ``--columns`` take names or parts of them, several if need be; ``--seconds`` starts no cell after that
-time. The cells of a row are measured one after the other, each in a process of its own, and bear the time of their run:
-the report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
-where one run makes both, and that is what their ratio is taken from.
+time; ``--at-a-time`` first makes the engines and compiled modules of all that is asked for, so many at the same time:
+they may disturb one another's choices a little, stock TensorRT's and swinopt's alike. The cells of a row are measured
+one after the other, each in a process of its own, and bear the time of their run: the report says which rows are from
+more than one. Engines of swinopt and of stock TensorRT are timed in turns as well, where one run makes both, and that
+is what their ratio is taken from.
 
 Writes benchmarks/results/h200.json, h200.md, two plots and, where the README has the markers ``<!-- speed -->`` and
 ``<!-- /speed -->``, the table between them; ``--report`` does only that. Exits with
@@ -24,12 +26,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cells import PEAKS
+from cells import PEAKS, PREPARE
 from pages import fill_in, table
 
 from swinopt.engine import write_whole
@@ -102,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", action="append", help="a part of the names of rows to measure")
     parser.add_argument("--columns", action="append", help="a part of the names of columns to measure")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after this time")
+    parser.add_argument("--at-a-time", type=int, default=0, help="engines and modules to be made at the same time")
     parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the results")
     arguments = parser.parse_args(argv)
@@ -142,18 +146,12 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
     }
     arguments.folder.mkdir(parents=True, exist_ok=True)
     run, end = datetime.now().isoformat(), time.monotonic() + arguments.seconds
-    wanted_columns = None if arguments.columns is None else set(arguments.columns)
-    for row in ROWS:
-        if arguments.rows is not None and not any(part in row.name for part in arguments.rows):
-            continue
-        missing = [
-            column
-            for column in row.columns
-            if (wanted_columns is None or any(part in column for part in wanted_columns))
-            and (arguments.again or not store.has(row.name, column))
-        ]
-        if not missing or time.monotonic() > end:
-            continue
+    wanted = {row: missing for row in ROWS if (missing := _missing(row, arguments, store))}
+    if arguments.at_a_time:
+        _prepare(wanted, pythons, arguments.folder, arguments.at_a_time, end)
+    for row, missing in wanted.items():
+        if time.monotonic() > end:
+            return
         # Every run measures its peaks, and what others read does not outlive the machine.
         if store.cells.get(PEAKS, {}).get(PEAKS, {}).get("run") != run:
             peaks = _cell(PEAKS, row, sys.executable, arguments.folder)
@@ -175,12 +173,40 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
             store.add(row.name, column, {**found, **_shares(found, exported, peaks, row, column), "run": run})
 
 
-def _cell(column: str, row: Row, python: str, folder: Path) -> dict[str, Any]:
+def _missing(row: Row, arguments: argparse.Namespace, store: Store) -> list[str]:
+    """The columns of a row that are asked for, and not there."""
+    if arguments.rows is not None and not any(part in row.name for part in arguments.rows):
+        return []
+    return [
+        column
+        for column in row.columns
+        if (arguments.columns is None or any(part in column for part in arguments.columns))
+        and (arguments.again or not store.has(row.name, column))
+    ]
+
+
+def _prepare(wanted: dict[Row, list[str]], pythons: dict[str, str], folder: Path, at_a_time: int, end: float) -> None:
+    """Makes what takes long, several at the same time; what fails is told by the cell that wants it."""
+
+    def make(task: tuple[Row, str]) -> None:
+        row, column = task
+        if time.monotonic() < end:
+            python = sys.executable if column == "export" else pythons[COLUMNS[column]]
+            _cell(column, row, python, folder, prepare=column != "export")
+
+    with ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(make, [(row, "export") for row in wanted]))
+        columns = [column for column in COLUMNS if column in PREPARE]
+        list(pool.map(make, [(row, c) for row, missing in wanted.items() for c in columns if c in missing]))
+
+
+def _cell(column: str, row: Row, python: str, folder: Path, prepare: bool = False) -> dict[str, Any]:
     """Runs one cell in a process of its own; one that dies is a result as well."""
-    output = folder / "cell.json"
+    output = folder / f"{row.name} {column}.json".replace(" ", "_")
     output.unlink(missing_ok=True)
     names = [column, row.model, row.precision, str(row.batch), str(folder), str(output)]
-    print(f"{row.name}: {column}", flush=True)
+    names += ["--prepare"] if prepare else []
+    print(f"{row.name}: {column}{' (to be measured)' if prepare else ''}", flush=True)
     lost = {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": {}}
     try:
         done = subprocess.run([python, str(ROOT / "benchmarks" / "cells.py"), *names], timeout=_LONGEST_CELL)

@@ -135,6 +135,31 @@ def test_what_is_there_is_not_measured_again(h200: ModuleType, tmp_path: Path, m
     assert "Swin-B 224 fp16 B=32*" in page and "failed: importSlice" in page and "NVIDIA Test" in page
 
 
+def test_what_takes_long_is_made_first_and_measured_then(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def measured(column: str, row: Any, python: str, folder: Path, prepare: bool = False) -> dict[str, Any]:
+        asked.append((column, prepare))
+        made = {"peaks": dict(PEAKS), "export": {"flop_per_image": 15e9}}.get(column, cell())
+        made.pop("run", None) if column not in ("peaks", "export") else None
+        return made
+
+    monkeypatch.setattr(h200, "_cell", measured)
+    monkeypatch.setattr(h200, "plot", lambda rows, store: None)
+    rows = ["--rows", "Swin-T 224 fp16 B=1", "--rows", "Swin-S 224 fp16 B=1"]
+    h200.main(["--folder", str(tmp_path), *rows, "--at-a-time", "3"])
+    first_measured = asked.index(("peaks", False))
+    prepared = [column for column, _ in asked[:first_measured]]
+    assert prepared[:2] == ["export", "export"]
+    # Without max-autotune, which is Swin-B's; swinopt measures as it builds, and is not disturbed.
+    assert sorted(prepared[2:]) == sorted(2 * ["TensorRT", "TensorRT, unfolded", "compile", "swinopt, no plugins"])
+    assert all(prepare for column, prepare in asked[2:first_measured])
+    assert not any(prepare for _, prepare in asked[first_measured:])
+    assert [column for column, _ in asked].count("swinopt") == 2
+
+
 def test_no_cell_is_begun_after_the_time(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(h200, "_cell", lambda *_: pytest.fail("a cell was measured"))
     assert h200.main(["--folder", str(tmp_path), "--seconds", "-1"]) == 1
@@ -192,3 +217,27 @@ def test_every_column_can_be_measured(h200: ModuleType) -> None:
     assert {column for row in h200.ROWS for column in row.columns} == set(h200.COLUMNS)
     assert set(cells.COLUMNS) == {*h200.COLUMNS, "export", "peaks"}
     assert {row.model for row in h200.ROWS} == set(cells.MODELS)
+
+
+def test_an_engine_is_built_once_and_a_failure_kept(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs TensorRT-RTX")
+    import cells
+    import onnx
+
+    from swinopt import plugin_library, tensorrt
+    from swinopt.testing import parse
+
+    monkeypatch.setenv("SWINOPT_TENSORRT", "tensorrt_rtx")
+    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
+    cell = cells.Cell("Swin-T 224", "fp16", 1, tmp_path, 0)
+    onnx.save(parse("g (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }"), cell.exported("torchscript"))
+    cell.exported("torchscript-unfolded").write_bytes(b"no model")
+    for _ in range(2):
+        made = cells._built(cell, "torchscript", None)
+        assert made["plugin_layers"] == 0 and made["build_s"] > 0 and "error" not in made
+        assert cells._plan(cell, "torchscript", None).stat().st_size > 1000
+        assert "is not an ONNX model" in cells._built(cell, "torchscript-unfolded", "off")["error"]
+        assert not cells._plan(cell, "torchscript-unfolded", "off").exists()
+        monkeypatch.setattr(tensorrt, "build", lambda *_, **__: pytest.fail("it was built again"))
