@@ -8,12 +8,15 @@ on, :mod:`swinopt.cuda_plugins.tensorrt.python_plugin` does the same in Python a
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from swinopt.cuda_plugins import SOURCES
@@ -132,6 +135,7 @@ def load_library(path: str | os.PathLike[str]) -> None:
         SwinoptError: it is no such library, or was built for another TensorRT than the one in this process, or there is
             none; the message says which.
     """
+    _load_cublaslt()
     try:
         # An absolute path: a bare name would be looked for where the loader likes.
         library = ctypes.CDLL(str(Path(path).resolve()))
@@ -154,6 +158,18 @@ def cublaslt_version(path: str | os.PathLike[str]) -> int:
     # A library of an earlier version has no linears.
     version = getattr(library, "swinopt_cublaslt_version", None)
     return int(version()) if version else 0
+
+
+@functools.cache
+def _load_cublaslt() -> None:
+    """Loads the newest cuBLASLt of pip's: the loader, which the plugin library asks by name, does not look there."""
+    spec = find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    found = [path for folder in folders for path in folder.glob("*/lib/libcublasLt.so.*")]
+    for path in sorted(found, key=_natural, reverse=True):
+        with suppress(OSError):
+            ctypes.CDLL(str(path))
+            return
 
 
 # -------------------------------------------------------------------------------------------------------- what it needs

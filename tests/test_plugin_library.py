@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -303,3 +304,42 @@ def test_the_reason_that_the_library_gives_is_passed_on(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler (c++) on this machine")
     with pytest.raises(SwinoptError, match=r"plugins\.so: built for TensorRT 8"):
         load_library(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- cuBLASLt
+
+
+@pytest.fixture
+def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Packages with two cuBLASLts, of which the newer is damaged; the files that were loaded, by name."""
+    loaded: list[str] = []
+    for place in ("cublas/lib/libcublasLt.so.12", "cu13/lib/libcublasLt.so.13", "cu13/lib/libcublas.so.13"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+
+    def load(path: str) -> object:
+        if path.endswith(".13"):
+            raise OSError("damaged")
+        loaded.append(Path(path).name)
+        return object()
+
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(plugin_library, "find_spec", lambda name: spec)
+    monkeypatch.setattr(plugin_library.ctypes, "CDLL", load)
+    plugin_library._load_cublaslt.cache_clear()
+    monkeypatch.setattr(plugin_library, "_load_cublaslt", plugin_library._load_cublaslt.__wrapped__)
+    return loaded
+
+
+def test_the_newest_cublaslt_of_pip_that_loads_is_loaded(pip: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin_library._load_cublaslt()
+    assert pip == ["libcublasLt.so.12"]
+    monkeypatch.setattr(plugin_library.ctypes, "CDLL", pip.append)
+    plugin_library._load_cublaslt()
+    assert Path(pip[-1]).name == "libcublasLt.so.13" and len(pip) == 2
+
+
+def test_without_packages_of_nvidia_nothing_is_loaded(pip: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_library, "find_spec", lambda name: None)
+    plugin_library._load_cublaslt()
+    assert pip == []

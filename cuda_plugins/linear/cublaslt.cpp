@@ -17,6 +17,7 @@ std::optional<CublasLt> read(void* library) {
     CublasLt api;
     bool const whole =
         find(library, "cublasLtGetVersion", api.version) && find(library, "cublasLtCreate", api.create) &&
+        find(library, "cublasLtDestroy", api.destroy) &&
         find(library, "cublasLtMatmulDescCreate", api.desc_create) &&
         find(library, "cublasLtMatmulDescDestroy", api.desc_destroy) &&
         find(library, "cublasLtMatmulDescSetAttribute", api.desc_set) &&
@@ -30,10 +31,19 @@ std::optional<CublasLt> read(void* library) {
     return whole ? std::optional(api) : std::nullopt;
 }
 
+bool starts(CublasLt const& api) {
+    int gpus = 0;
+    bool const has_gpu = cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 0;
+    cudaGetLastError();
+    CublasLt::Handle handle = nullptr;
+    if (!has_gpu) return true;
+    return !api.create(&handle) && !api.destroy(handle);
+}
+
 std::optional<CublasLt> load() {
     for (char const* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"})
         if (void* library = dlopen(name, RTLD_LAZY | RTLD_LOCAL))
-            if (std::optional<CublasLt> api = read(library)) return api;
+            if (std::optional<CublasLt> api = read(library); api && starts(*api)) return api;
     return std::nullopt;
 }
 

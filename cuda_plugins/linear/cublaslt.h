@@ -37,6 +37,7 @@ struct CublasLt {
 
     std::size_t (*version)();
     Status (*create)(Handle*);
+    Status (*destroy)(Handle);
     Status (*desc_create)(MatmulDesc*, int compute, cudaDataType_t scale);
     Status (*desc_destroy)(MatmulDesc);
     Status (*desc_set)(MatmulDesc, int attribute, void const* value, std::size_t bytes);
@@ -55,7 +56,8 @@ struct CublasLt {
         std::size_t workspace_bytes, cudaStream_t);
 };
 
-// The newest cuBLASLt that the loader finds, or null. It stays loaded.
+// The newest cuBLASLt that the loader finds and, where there is a GPU, its driver is new enough for; or null. It stays
+// loaded.
 CublasLt const* cublaslt();
 
 }  // namespace swinopt

@@ -152,6 +152,17 @@ def test_a_c_program_that_names_no_dtype_gets_an_error(library: Path, function: 
     assert launch(params, dtype, None) == 1  # cudaErrorInvalidValue
 
 
+def test_linears_find_the_cublaslt_of_pip(library: Path) -> None:
+    spec = find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    if not any(found for folder in folders for found in folder.glob("*/lib/libcublasLt.so.*")):
+        pytest.skip("pip has installed no cuBLAS here")
+    code = "import sys, swinopt.plugin_library as p; p._load_cublaslt(); print(p.cublaslt_version(sys.argv[1]))"
+    # In a process of its own, in which nobody has loaded one.
+    done = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 110000
+
+
 # -------------------------------------------------------------------------------------------------------- TensorRT-RTX
 
 RTX = """
