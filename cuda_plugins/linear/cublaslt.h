@@ -33,7 +33,9 @@ struct CublasLt {
     static constexpr int kEpilogue = 7, kBiasPointer = 8;            // CUBLASLT_MATMUL_DESC_*
     static constexpr int kEpilogueBias = 4, kEpilogueGeluBias = 36;  // CUBLASLT_EPILOGUE_*
     static constexpr int kMaxWorkspaceBytes = 1;                     // CUBLASLT_MATMUL_PREF_*
-    static constexpr int kAlignments[] = {5, 6, 7, 8};               // the same, of A, B, C and D
+    static constexpr int kReductions = 3;                            // CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK
+    static constexpr std::uint32_t kReduceInFloat = 2;               // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+    static constexpr int kAlignments[] = {5, 6, 7, 8};               // CUBLASLT_MATMUL_PREF_*, of A, B, C and D
 
     std::size_t (*version)();
     Status (*create)(Handle*);

@@ -9,6 +9,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <unordered_map>
@@ -66,7 +68,8 @@ public:
         weight_ = layout(type, p.outputs, p.inputs);
         x_ = layout(type, p.inputs, p.rows);
         output_ = layout(type, p.outputs, p.rows);
-        ok_ = weight_ && x_ && output_ && !lt_.desc_set(desc, Lt::kEpilogue, &epilogue, sizeof epilogue);
+        ok_ = weight_ && x_ && output_ && !lt_.desc_set(desc, Lt::kEpilogue, &epilogue, sizeof epilogue) &&
+              set_bias(p.bias);
     }
 
     // The first algorithms that cuBLASLt thinks of; none if it knows none.
@@ -74,7 +77,8 @@ public:
         Lt::Preference preference = nullptr;
         if (!ok_ || lt_.preference_create(&preference)) return {};
         Preference const owned(preference);
-        bool ok = !lt_.desc_set(desc_.get(), Lt::kBiasPointer, &p.bias, sizeof p.bias) &&
+        // Partial sums of a product that is split along K are added up in float32, too.
+        bool ok = !lt_.preference_set(preference, Lt::kReductions, &Lt::kReduceInFloat, sizeof Lt::kReduceInFloat) &&
                   !lt_.preference_set(preference, Lt::kMaxWorkspaceBytes, &p.workspace_bytes, sizeof p.workspace_bytes);
         for (int const alignment : Lt::kAlignments) {
             std::uint32_t const bytes = 16;
@@ -98,15 +102,20 @@ public:
         return knows && found.workspace_bytes <= workspace_bytes;
     }
 
+    // Not for several threads at a time: the bias is part of the description.
     bool run(LinearParams const& p, Lt::Algorithm const& algorithm, cudaStream_t stream) const {
         float const one = 1, share = p.residual ? 1 : 0;
-        return !lt_.desc_set(desc_.get(), Lt::kBiasPointer, &p.bias, sizeof p.bias) &&
+        return ok_ && set_bias(p.bias) &&
                !lt_.matmul(handle_, desc_.get(), &one, p.weight, weight_.get(), p.x, x_.get(), &share,
                    p.residual ? p.residual : p.output, output_.get(), p.output, output_.get(), &algorithm, p.workspace,
                    p.workspace_bytes, stream);
     }
 
 private:
+    bool set_bias(void const* bias) const {
+        return !lt_.desc_set(desc_.get(), Lt::kBiasPointer, &bias, sizeof bias);
+    }
+
     static Layout layout(cudaDataType_t type, int features, int rows) {
         Lt::MatrixLayout made = nullptr;
         return Layout(cublaslt()->layout_create(&made, type, features, rows, features) ? nullptr : made);
@@ -144,18 +153,33 @@ Prepared prepared(LinearParams const& p, DType dtype, int device) {
     return {std::move(product), std::move(proposals)};
 }
 
-// Kept for each thread, since the pointer to the bias is part of what cuBLASLt is told.
-Prepared const& remembered(LinearParams const& p, DType dtype, int device) {
-    constexpr std::size_t kMost = 1024;  // sizes may be dynamic
-    thread_local std::map<Key, Prepared> products;
-    Key key = key_of(p, dtype, device);
-    auto found = products.find(key);
-    if (found == products.end()) {
-        if (products.size() >= kMost) products.clear();
-        found = products.emplace(std::move(key), prepared(p, dtype, device)).first;
+// Products that were prepared before and are not in use.
+class Pool {
+public:
+    Prepared take(Key const& key, LinearParams const& p, DType dtype, int device) {
+        {
+            std::lock_guard<std::mutex> const lock(mutex_);
+            auto const found = free_.find(key);
+            if (found != free_.end()) {
+                Prepared ready = std::move(found->second);
+                free_.erase(found);
+                return ready;
+            }
+        }
+        return prepared(p, dtype, device);
     }
-    return found->second;
-}
+
+    void give_back(Key key, Prepared ready) {
+        constexpr std::size_t kMost = 1024;  // sizes may be dynamic
+        std::lock_guard<std::mutex> const lock(mutex_);
+        if (free_.size() >= kMost) free_.clear();
+        free_.emplace(std::move(key), std::move(ready));
+    }
+
+private:
+    std::mutex mutex_;
+    std::multimap<Key, Prepared> free_;
+};
 
 // Device memory, a stream and events to measure with; each null if there is no more of it.
 class Bench {
@@ -181,20 +205,20 @@ public:
         return memory;
     }
 
-    // The shortest of some runs, in milliseconds; a lot if the product fails.
-    float time(Product const& product, LinearParams const& p, Lt::Algorithm const& algorithm) {
-        constexpr int kRounds = 5, kRuns = 4;
+    // The shortest of some rounds over the inputs, in milliseconds for each; a lot if a product fails.
+    float time(Product const& product, std::vector<LinearParams> const& inputs, Lt::Algorithm const& algorithm) {
+        constexpr int kRounds = 6;
         constexpr float kFailed = 1e9f;
         float best = kFailed;
         for (int round = 0; round < kRounds; ++round) {
             float ms = kFailed;
             cudaEventRecord(events_[0], stream_);
-            for (int i = 0; i < kRuns; ++i)
+            for (LinearParams const& p : inputs)
                 if (!product.run(p, algorithm, stream_)) return kFailed;
             cudaEventRecord(events_[1], stream_);
             if (cudaEventSynchronize(events_[1]) != cudaSuccess) return kFailed;
             cudaEventElapsedTime(&ms, events_[0], events_[1]);
-            best = std::min(best, ms / kRuns);
+            if (round > 0) best = std::min(best, ms / inputs.size());
         }
         return best;
     }
@@ -205,38 +229,60 @@ private:
     std::vector<void*> memory_;
 };
 
-std::string measured(LinearParams p, DType dtype, int device) {
-    Product const product(p, dtype, device);
-    std::vector<Lt::Algorithm> const proposals = product.proposals(p, kProposals);
-    if (proposals.size() < 2) return {};
-    Bench bench;
+// As many inputs as it takes to find little of one in the cache again; none if there is no memory for them.
+std::vector<LinearParams> inputs_like(LinearParams const& p, Bench& bench) {
+    constexpr std::size_t kBytes = std::size_t{256} << 20, kFewest = 2, kMost = 16;
     std::size_t const rows = p.rows, inputs = p.inputs, outputs = p.outputs;
-    p.x = bench.allocate(2 * rows * inputs);
-    p.weight = bench.allocate(2 * inputs * outputs);
-    p.bias = bench.allocate(2 * outputs);
-    if (p.residual) p.residual = bench.allocate(2 * rows * outputs);
-    p.output = bench.allocate(2 * rows * outputs);
-    p.workspace = bench.allocate(p.workspace_bytes);
-    if (!p.x || !p.weight || !p.bias || !p.output || !p.workspace) return {};
+    std::size_t const bytes = 2 * (rows * inputs + inputs * outputs + (p.residual ? 2 : 1) * rows * outputs);
+    std::size_t const count = std::min(kMost, std::max(kFewest, kBytes / bytes));
+    void* const workspace = bench.allocate(p.workspace_bytes);
+    std::vector<LinearParams> made;
+    for (std::size_t i = 0; i < count; ++i) {
+        LinearParams own = p;
+        own.x = bench.allocate(2 * rows * inputs);
+        own.weight = bench.allocate(2 * inputs * outputs);
+        own.bias = bench.allocate(2 * outputs);
+        own.residual = p.residual ? bench.allocate(2 * rows * outputs) : nullptr;
+        own.output = bench.allocate(2 * rows * outputs);
+        own.workspace = workspace;
+        if (!workspace || !own.x || !own.weight || !own.bias || !own.output || (p.residual && !own.residual)) return {};
+        made.push_back(own);
+    }
+    return made;
+}
+
+// Nothing if it cannot be measured now.
+std::optional<std::string> measured(LinearParams const& p, DType dtype, int device) {
+    Bench bench;
+    std::vector<LinearParams> const inputs = inputs_like(p, bench);
+    if (inputs.empty()) return std::nullopt;
+    Product const product(inputs[0], dtype, device);
+    std::vector<Lt::Algorithm> const proposals = product.proposals(inputs[0], kProposals);
+    if (proposals.size() < 2) return "";
     std::vector<float> times;
-    for (Lt::Algorithm const& algorithm : proposals) times.push_back(bench.time(product, p, algorithm));
+    for (Lt::Algorithm const& algorithm : proposals) times.push_back(bench.time(product, inputs, algorithm));
     auto const best = std::min_element(times.begin(), times.end());
-    if (*best > kWorthwhile * times.front()) return {};
+    if (*best > kWorthwhile * times.front()) return "";
     Tuned const tuned{cublaslt()->version(), proposals[best - times.begin()]};
-    return {reinterpret_cast<char const*>(&tuned), sizeof tuned};
+    return std::string(reinterpret_cast<char const*>(&tuned), sizeof tuned);
 }
 
 }  // namespace
 
 cudaError_t linear(LinearParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
-    if (linear_unsupported(p, dtype, device) || !are_aligned({p.x, p.weight, p.bias, p.residual, p.output}, 16))
+    static Pool& pool = *new Pool;  // never destroyed: threads may still run when the process ends
+    if (linear_unsupported(p, dtype, device) || !are_aligned({p.x, p.weight, p.bias, p.residual, p.output}, 16) ||
+        !are_aligned({p.workspace}, 256))
         return cudaErrorInvalidValue;
     int id = 0;
     cudaError_t const status = cudaGetDevice(&id);
     if (status != cudaSuccess) return status;
-    Prepared const& ready = remembered(p, dtype, id);
+    Key key = key_of(p, dtype, id);
+    Prepared ready = pool.take(key, p, dtype, id);
     if (ready.algorithms.empty()) return cudaErrorNotSupported;
-    return ready.product.run(p, ready.algorithms[0], stream) ? cudaSuccess : cudaErrorLaunchFailure;
+    bool const launched = ready.product.run(p, ready.algorithms[0], stream);
+    pool.give_back(std::move(key), std::move(ready));
+    return launched ? cudaSuccess : cudaErrorUnknown;
 }
 
 std::string tune_linear(LinearParams const& p, DType dtype, Device const& device) {
@@ -246,10 +292,12 @@ std::string tune_linear(LinearParams const& p, DType dtype, Device const& device
     if (linear_unsupported(p, dtype, device) || cudaGetDevice(&id) != cudaSuccess) return {};
     // One at a time: two would disturb each other. A network has many products of one size.
     std::lock_guard<std::mutex> const lock(mutex);
-    Key const key = key_of(p, dtype, id);
-    auto found = known.find(key);
-    if (found == known.end()) found = known.emplace(key, measured(p, dtype, id)).first;
-    return found->second;
+    Key key = key_of(p, dtype, id);
+    auto const found = known.find(key);
+    if (found != known.end()) return found->second;
+    std::optional<std::string> const best = measured(p, dtype, id);
+    if (best) known.emplace(std::move(key), *best);
+    return best.value_or("");
 }
 
 }  // namespace swinopt

@@ -9,8 +9,8 @@
 namespace swinopt {
 
 // Enqueues the product. Returns cudaErrorInvalidValue for what linear_unsupported refuses, and for pointers that are
-// not aligned to 16 bytes; cudaErrorNotSupported where cuBLASLt knows no algorithm, and cudaErrorLaunchFailure where it
-// fails.
+// not aligned to 16 bytes, or 256 for the workspace; cudaErrorNotSupported where cuBLASLt knows no algorithm, and
+// cudaErrorUnknown where it fails.
 cudaError_t linear(LinearParams const& params, DType dtype, Device const& device, cudaStream_t stream);
 
 // Times what cuBLASLt proposes for a product of this size on the current GPU, on memory of its own, and returns the

@@ -13,7 +13,7 @@ struct LinearParams {
     void const* residual;  // T [rows, outputs], or null
     void* output;          // T [rows, outputs]
 
-    void* workspace;  // for cuBLASLt, as large as it likes
+    void* workspace;  // for cuBLASLt, aligned to 256 bytes
     std::size_t workspace_bytes;
 
     int rows;

@@ -119,6 +119,20 @@ SWINOPT_EXPORT int swinopt_linear(swinopt::LinearParams const* params, int dtype
     return swinopt::launch_on_current_device(params, dtype, stream, swinopt::linear);
 }
 
+// What tune_linear() measures on the current device, for LinearParams::tuned: at most `size` bytes into `tuned`.
+// Returns how many; 0 if there is nothing to tell, or too little room.
+SWINOPT_EXPORT std::size_t swinopt_tune_linear(
+    swinopt::LinearParams const* params, int dtype, char* tuned, std::size_t size) {
+    std::string found;
+    auto const tune = [&found](swinopt::LinearParams const& p, swinopt::DType type, swinopt::Device const& device,
+                          cudaStream_t) {
+        found = swinopt::tune_linear(p, type, device);
+        return cudaSuccess;
+    };
+    if (swinopt::launch_on_current_device(params, dtype, nullptr, tune) != cudaSuccess || found.size() > size) return 0;
+    return found.copy(tuned, found.size());
+}
+
 // The version of the cuBLASLt that linear takes, e.g. 120103, or 0: there is none, and it cannot run.
 SWINOPT_EXPORT int swinopt_cublaslt_version() {
     swinopt::CublasLt const* const found = swinopt::cublaslt();

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "log.h"
 #include "op.h"
 
 namespace swinopt {
@@ -60,6 +61,18 @@ LinearParams params_of(Values const& values, Call const& call) {
     return params;
 }
 
+cudaError_t launch_linear(Values const& values, Call const& call, Device const& device, cudaStream_t stream) {
+    LinearParams const params = params_of(values, call);
+    cudaError_t const status = linear(params, call.dtype, device, stream);
+    bool const fails = status == cudaErrorUnknown;
+    if (fails || status == cudaErrorNotSupported)
+        log_error("cuBLASLt " + std::to_string(cublaslt()->version()) +
+                  (fails ? " fails at " : " has no algorithm for ") + std::to_string(params.rows) + " rows times [" +
+                  std::to_string(params.inputs) + ", " +
+                  std::to_string(params.outputs) + "] in " + name_of(call.dtype));
+    return status;
+}
+
 std::string tune(Values const& values, Call const& call, Device const& device) {
     return tune_linear(params_of(values, call), call.dtype, device);
 }
@@ -78,7 +91,7 @@ Op const& linear_op() {
         extent,
         check_shapes,
         unsupported<params_of, linear_unsupported>,
-        launch<params_of, linear>,
+        launch_linear,
         /*has_float32=*/false,
         /*workspace_bytes=*/kLinearWorkspace,
         tune,

@@ -77,7 +77,8 @@ std::string shape_problem(State const& state, Call const& call) {
 
 // A call before there is data.
 Call call_of(std::vector<int> const& positions, std::vector<Described> const& inputs, DType dtype) {
-    static char there;  // only whether data is null matters
+    // Whether data is null matters, and to cuBLASLt how it is aligned.
+    alignas(256) static char there;
     Call call;
     call.dtype = dtype;
     for (std::size_t i = 0; i < positions.size(); ++i) {
@@ -161,6 +162,7 @@ bool supports(Op const& op, nvinfer1::PluginTensorDesc const& tensor, DataType f
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR || tensor.type != first) return false;
     std::optional<DType> const dtype = dtype_of(first);
     Device device;
+    // Without a word: TensorRT asks for every type that it knows.
     if (!dtype || (*dtype == DType::kFloat32 && !op.has_float32)) return false;
     return *dtype != DType::kBFloat16 || !find_device(device) || device.capability >= 80;
 }
@@ -199,6 +201,7 @@ bool check(State const& state, std::vector<Described> const& inputs) {
 
 bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, int count) {
     state.settle(count);
+    state.tuned.clear();
     bool batch_is_open = false;
     std::vector<Described> known, least, most;
     for (int i = 0; i < count; ++i) {

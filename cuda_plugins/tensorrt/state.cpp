@@ -8,7 +8,8 @@
 namespace swinopt {
 namespace {
 
-constexpr std::uint32_t kFormat = 2;
+// 1: without what Op::tune gave.
+constexpr std::uint32_t kFormat = 2, kOldestFormat = 1;
 
 }  // namespace
 
@@ -126,9 +127,10 @@ std::optional<State> State::read(Op const& op, void const* data, std::size_t siz
         problem = "the serialized plugin is truncated";
         return std::nullopt;
     }
-    if (format != kFormat) {
-        problem = "the serialized plugin has format " + std::to_string(format) + ", and this library reads format " +
-                  std::to_string(kFormat) + "; build the engine again, or load the library it was built with";
+    if (format < kOldestFormat || format > kFormat) {
+        problem = "the serialized plugin has format " + std::to_string(format) +
+                  ", and this library reads up to format " + std::to_string(kFormat) +
+                  "; build the engine again, or load the library it was built with";
         return std::nullopt;
     }
     State state(op);
@@ -140,7 +142,8 @@ std::optional<State> State::read(Op const& op, void const* data, std::size_t siz
                 (op.attributes[i].kind != Kind::kInt || value.ints.size() == 1);
         state.given_[i] = true;
     }
-    whole = whole && reader.ints(state.present_) && reader.string(state.tuned) && reader.at_end();
+    whole = whole && reader.ints(state.present_) &&
+            (format == kOldestFormat || reader.string(state.tuned)) && reader.at_end();
     problem = whole ? state.complete() : std::string("the serialized plugin is damaged: it is no whole ") + op.name;
     if (!problem.empty()) return std::nullopt;
     return state;

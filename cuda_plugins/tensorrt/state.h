@@ -38,7 +38,7 @@ public:
     // How many inputs there are; 0 where nobody has said so yet.
     int input_count() const;
 
-    // What Op::tune gave, and for which shapes; nothing where shapes are dynamic or the op has nothing to tune.
+    // What Op::tune gave; nothing where shapes are dynamic or the op has nothing to tune.
     std::string tuned;
     // Whether the plugin was not read from an engine: what is measured when an engine runs is measured too late.
     bool is_new() const { return is_new_; }
@@ -47,7 +47,7 @@ public:
     std::string text() const;
 
     // As bytes: a format number, then all of the above. read() gives nothing, and says why in `problem`, for bytes that
-    // are too few, too many, of another op, or of a format newer than this library.
+    // are too few, too many, of another op, or of a format that this library does not read.
     std::string write() const;
     static std::optional<State> read(Op const& op, void const* data, std::size_t size, std::string& problem);
 

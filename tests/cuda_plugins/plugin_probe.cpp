@@ -298,6 +298,9 @@ void ask_about_bytes(Concrete* creator, Concrete* another) {
     tell("restores truncated bytes", std::to_string(truncated));
     tell("restores with bytes to spare", yes(restore(creator, bytes + '\0') != nullptr));
     tell("restores as another op", yes(restore(another, bytes) != nullptr));
+    std::string older = bytes.substr(0, bytes.size() - sizeof(std::uint32_t));  // it ended before what was tuned
+    --older[0];
+    tell("restores the format before", yes(restore(creator, older) != nullptr));
     std::string newer = bytes;
     ++newer[0];
     tell("restores a newer format", yes(restore(creator, newer) != nullptr));

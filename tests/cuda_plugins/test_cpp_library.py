@@ -132,7 +132,8 @@ def test_the_library_registers_where_interfaces_are_the_same_and_nowhere_else(
         ("restores truncated bytes", "0", "is damaged"),
         ("restores with bytes to spare", "no", "is damaged"),
         ("restores as another op", "no", "it is no whole PatchMerging"),
-        ("restores a newer format", "no", "has format 3, and this library reads format 2"),
+        ("restores the format before", "yes", ""),
+        ("restores a newer format", "no", "has format 3, and this library reads up to format 2"),
         ("restores something else", "0", ""),
     ],
 )
