@@ -19,6 +19,7 @@ from swinopt.passes.simplify_patch_merging import SimplifyPatchMerging
 from swinopt.passes.simplify_pooling import SimplifyPooling
 from swinopt.passes.sink_token_views import SinkTokenViews
 from swinopt.passes.spell_out_gelu import SpellOutGelu
+from swinopt.passes.spell_out_linear import SpellOutLinear
 
 #: All of them, for the registry.
 ALL = (
@@ -41,6 +42,7 @@ ALL = (
     SimplifyPooling,
     SinkTokenViews,
     SpellOutGelu,
+    SpellOutLinear,
 )
 
 __all__ = [
@@ -64,4 +66,5 @@ __all__ = [
     "SimplifyPooling",
     "SinkTokenViews",
     "SpellOutGelu",
+    "SpellOutLinear",
 ]

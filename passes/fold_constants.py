@@ -83,7 +83,13 @@ def _foldable(rewriter: Rewriter) -> dict[int, list[Array]]:
 
 def _keep_to(budget: int, foldable: dict[int, list[Array]], rewriter: Rewriter) -> None:
     """Takes out of ``foldable`` what would grow the model by more than the budget."""
-    left, saved = budget, set[int]()
+    # What is refused keeps its constants in the model, and others may have been taken for the price of these.
+    while _refuse_some(budget, foldable, rewriter):
+        pass
+
+
+def _refuse_some(budget: int, foldable: dict[int, list[Array]], rewriter: Rewriter) -> bool:
+    left, saved, refused = budget, set[int](), False
     place = {id(node): index for index, node in enumerate(rewriter.graph.nodes)}
     # What only foldable nodes read vanishes with them, and costs nothing.
     ends = [node for node in rewriter.graph.nodes if id(node) in foldable and _is_read_outside(node, foldable)]
@@ -99,12 +105,14 @@ def _keep_to(budget: int, foldable: dict[int, list[Array]], rewriter: Rewriter) 
             left -= growth
             saved |= going
         else:
+            refused = True
             rewriter.refuse(node, f"it would grow the model by {growth} bytes, and {left} of the budget are left")
             above = {id(n): n for n in map(producer, node.inputs) if n is not None and id(n) in foldable}
             new = [n for n in above.values() if not _is_read_outside(n, foldable)]
             del foldable[id(node)]
             for n in new:
                 heapq.heappush(waiting, (_growth(n, foldable, saved)[0], -place[id(n)], n))
+    return refused
 
 
 def _may_be_folded(node: gs.Node, foldable: dict[int, list[Array]], rewriter: Rewriter) -> bool:

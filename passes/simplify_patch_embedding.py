@@ -56,6 +56,9 @@ def _simplify(node: gs.Node, weight: Array, rewriter: Rewriter) -> str | None:
         return "the shape of the map is not known"
     if bias is not None and literal(bias) is None:
         return "the bias is computed"
+    sizes = (facts.dims(x) or ())[2:]
+    if any(size is None and step > 1 for size, step in zip(sizes, kernel, strict=False)):
+        return "a size of the map depends on the input, and may be no multiple of the patch"
     if any(size % step for shape in shapes for size, step in zip(shape[2:], kernel, strict=True)):
         return f"the map is no multiple of its patches of {'x'.join(map(str, kernel))}"
     split = [

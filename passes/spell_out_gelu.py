@@ -23,10 +23,12 @@ def _spell(match: Match, rewriter: Rewriter) -> Tensor:
     x = match["x"]
     node = producer(match.root)
     tanh = node is not None and node.op == "Gelu" and attr(node, "approximate", rewriter.graph.opset) == "tanh"
-    return _tanh(x, rewriter) if tanh else _erf(x, rewriter)
+    return _tanh(x, rewriter) if tanh else erf_gelu(x, rewriter)
 
 
-def _erf(x: Tensor, rewriter: Rewriter) -> Tensor:
+def erf_gelu(x: Tensor, rewriter: Rewriter) -> Tensor:
+    """GELU of a tensor whose type is known, by Erf."""
+
     def number(value: float) -> Tensor:
         return rewriter.float_constant(value, x)
 

@@ -10,7 +10,7 @@ from swinopt import handover, ops, opset, passes
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
 from swinopt.pipeline import Pipeline
-from swinopt.precision import NARROW, convert, weight_precisions
+from swinopt.precision import NARROW, convert, fits, weight_precisions
 from swinopt.targets import TARGETS
 
 #: What parsers that do not know Gelu read at most.
@@ -24,6 +24,7 @@ def for_parser(
     by_graph: bool,
     plugins: bool,
     has_gelu: bool,
+    linears: bool = True,
     spelled_out: Collection[str] = (),
     narrow_ends: bool = False,
 ) -> tuple[onnx.ModelProto, Mapping[str, str]]:
@@ -35,6 +36,7 @@ def for_parser(
         by_graph: whether the graph decides the precision, and not flags of the builder.
         plugins: whether plugins run the swinopt ops; else they are spelled out in standard ones.
         has_gelu: whether the parser knows Gelu: one that does not stops at opset 17 as well.
+        linears: whether there is a plugin for linears in half precision; for float32 there is none.
         spelled_out: the swinopt ops that are spelled out all the same, each by its first output.
         narrow_ends: where the graph decides the precision, whether inputs and outputs get it, too.
 
@@ -49,9 +51,8 @@ def for_parser(
         # First of all: the converter knows no way back from some newer ops, and passes write what the opset has.
         model = _aged(model)
     if ops.uses(model):
-        # Linears are plugins in half precision alone.
-        able = [node for node in ops.nodes(model) if node.op_type != ops.LINEAR.name or precision in NARROW]
-        as_plugins = {ops.first_output(node) for node in able} - set(spelled_out) if plugins else set()
+        able = {ops.first_output(node) for node in ops.nodes(model)} if plugins else set()
+        as_plugins = able - set(spelled_out) - _linears_without_plugin(model, precision, by_graph, linears)
         if len(as_plugins) < ops.uses(model).total():
             model = _spelled_out(model, frozenset(as_plugins))
         # The models that swinopt has brought to maps; others keep the form that their authors gave them.
@@ -66,18 +67,46 @@ def for_parser(
     return handover.for_plugins(model), kept
 
 
-def with_linears(model: onnx.ModelProto, *, has_gelu: bool) -> onnx.ModelProto:
-    """The model with swinopt::Linear in place of its linears; a copy.
+def with_linears(model: onnx.ModelProto, *, precision: str, by_graph: bool, has_gelu: bool) -> onnx.ModelProto:
+    """The model with swinopt::Linear in place of the linears for which there is a plugin; a copy.
 
     Args:
         model: one that swinopt has brought to maps.
+        precision: as for :func:`for_parser`.
+        by_graph: as for :func:`for_parser`.
         has_gelu: as for :func:`for_parser`.
     """
-    return Pipeline(passes.FlattenTokens(), passes.FuseLinear())(model if has_gelu else _aged(model))
+    model = Pipeline(passes.FlattenTokens(), passes.FuseLinear())(model if has_gelu else _aged(model))
+    without = _linears_without_plugin(model, precision, by_graph, True)
+    kept = {ops.first_output(node) for node in ops.nodes(model)} - without
+    return Pipeline(passes.SpellOutLinear(kept=tuple(sorted(kept))))(model) if without else model
+
+
+def _linears_without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:
+    """The linears that no plugin can compute, each by its output: all, or those that have to stay in float32."""
+    nodes = [node for node in ops.nodes(model) if node.op_type == ops.LINEAR.name]
+    if not linears or precision not in NARROW:
+        return {ops.first_output(node) for node in nodes}
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    # Where the graph decides, one that has narrow weights is what its author wanted, float32 in between included.
+    is_decided = by_graph and precision in weight_precisions(model)
+    return {
+        ops.first_output(node)
+        for node in nodes
+        for weight in (weights.get(name) for name in node.input[1:3])
+        if weight is not None and ((_is_float32(weight) and is_decided) or not fits(weight, precision))
+    }
+
+
+def _is_float32(weight: onnx.TensorProto) -> bool:
+    return bool(weight.data_type == onnx.TensorProto.FLOAT)
 
 
 def _spelled_out(model: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
-    model = Pipeline(passes.FoldWindowPartition(kept=tuple(sorted(kept))), passes.FoldQueryScale())(model)
+    names = tuple(sorted(kept))
+    model = Pipeline(
+        passes.SpellOutLinear(kept=names), passes.FoldWindowPartition(kept=names), passes.FoldQueryScale()
+    )(model)
     if any(ops.first_output(node) not in kept for node in ops.nodes(model)):
         # What no pass can lower, on maps of open size, has its definition, with arithmetic on shapes that may be known.
         model = ops.inline_bodies(model, kept)

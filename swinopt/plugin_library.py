@@ -162,14 +162,14 @@ def cublaslt_version(path: str | os.PathLike[str]) -> int:
 
 @functools.cache
 def _load_cublaslt() -> None:
-    """Loads the newest cuBLASLt of pip's: the loader, which the plugin library asks by name, does not look there."""
+    """Loads the cuBLASLts of pip's: the loader, which the plugin library asks for them by name, does not look there."""
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
     found = [path for folder in folders for path in folder.glob("*/lib/libcublasLt.so.*")]
-    for path in sorted(found, key=_natural, reverse=True):
+    # All of them: the newest may be too new for the driver.
+    for path in sorted(found):
         with suppress(OSError):
             ctypes.CDLL(str(path))
-            return
 
 
 # -------------------------------------------------------------------------------------------------------- what it needs

@@ -90,6 +90,23 @@ def convert(model: ModelLike, precision: str) -> Converted:
     return _Conversion(graphs.to_model(graph, bodies=False), types, narrow).result()
 
 
+def fits(weight: TensorProto, precision: str) -> bool:
+    """Whether no number of a weight becomes infinite in that precision, one of :data:`NARROW`."""
+    value = numpy_helper.to_array(weight)
+    return _worst_overflow(value, _rounded(value, NARROW[precision])) is None
+
+
+def _rounded(value: Array, narrow: int) -> Array:
+    with np.errstate(over="ignore", under="ignore"):
+        rounded: Array = value.astype(helper.tensor_dtype_to_np_dtype(narrow))
+    return rounded
+
+
+def _worst_overflow(value: Array, rounded: Array) -> float | None:
+    overflows = np.isinf(rounded) & ~np.isinf(value)
+    return float(np.abs(value[overflows]).max()) if overflows.any() else None
+
+
 def weight_precisions(model: onnx.ModelProto) -> set[str]:
     """Which half precisions the weights of the model have: of "fp16" and "bf16" none, one or both."""
     found = {weight.data_type for weight in model.graph.initializer}
@@ -203,12 +220,10 @@ class _Conversion:
     def _misfit(self, name: str) -> str | None:
         value = numpy_helper.to_array(self.weights[name])
         if name not in self.rounded:
-            with np.errstate(over="ignore", under="ignore"):
-                self.rounded[name] = value.astype(helper.tensor_dtype_to_np_dtype(self.narrow))
+            self.rounded[name] = _rounded(value, self.narrow)
         rounded = self.rounded[name]
-        overflows = np.isinf(rounded) & ~np.isinf(value)
-        if overflows.any():
-            worst = float(np.abs(value[overflows]).max())
+        worst = _worst_overflow(value, rounded)
+        if worst is not None:
             return f"{name} holds {worst:.4g}, which is more than {_TYPE_NAMES[self.narrow]} can"
         if value.size == 1 and value.any() and not rounded.any():
             return f"{name} is {float(value.reshape(-1)[0]):.4g}, which {_TYPE_NAMES[self.narrow]} makes 0"

@@ -39,6 +39,8 @@ PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 PLUGINS = ("auto", "on", "off")
 _FLAGS = {"fp16": "FP16", "bf16": "BF16"}
 _NARROW_TYPES = {"fp16": "HALF", "bf16": "BF16"}
+#: What plugins for linears ask for, in MiB: kLinearWorkspace in cuda_plugins/linear/plan.h.
+_LINEAR_WORKSPACE = 32
 _PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 
 
@@ -66,20 +68,21 @@ def build(
     Args:
         model: what :func:`swinopt.optimize` returned or takes.
         precision: ``"fp16"``, ``"bf16"``, ``"tf32"`` or ``"fp32"``. The first two are upper bounds for TensorRT 8.6
-            and 10, which choose for each layer; where the graph alone decides (TensorRT 11, RTX) it is converted.
-            Inputs and outputs keep the types that the model declares.
+            and 10, which choose for each layer that is no plugin; where the graph alone decides (TensorRT 11, RTX) it
+            is converted. Inputs and outputs keep the types that the model declares.
         profiles: for a model with dynamic inputs ``{input: (smallest, usual, largest shape)}``, or several of these.
             By default a dynamic batch goes from 1 to 32 and is tuned for 8; other dynamic sizes need a profile.
         timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
-            Where swinopt's C++ library and cuBLASLt are there, linears are such ops, too, in fp16 and bf16: with bias,
-            GELU or residual addition in one product, whose sums are in float32.
+            Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too,
+            in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, for its sums in
             float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that the next build
             measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
-        workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit.
+        workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
+            32 no linear becomes a plugin.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
             own, which is 3.
         progress: True to print each phase, or a function of a phase, a step and the number of steps.
@@ -107,15 +110,22 @@ def build(
     proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
     trt = tensorrt_module.find(tensorrt)
     told = _told(progress)
-    build = _Build(trt, precision, timing_cache, workspace, optimization_level, told)
     # In float32 TensorRT's own products are exact, and swinopt has none.
-    if plugins != "off" and precision in NARROW and ops.uses(proto) and tensorrt_module.cublaslt_version(trt):
-        proto = with_linears(proto, has_gelu=build.has_gelu)
+    linears = (
+        bool(ops.uses(proto))
+        and plugins != "off"
+        and precision in NARROW
+        and (workspace is None or workspace >= _LINEAR_WORKSPACE)
+        and tensorrt_module.cublaslt_version(trt) > 0
+    )
+    build = _Build(trt, precision, timing_cache, workspace, optimization_level, told, linears)
+    if linears:
+        proto = with_linears(proto, precision=precision, by_graph=not build.by_flags, has_gelu=build.has_gelu)
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
 
         def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
-            return _Build(trt, precision, None, workspace, optimization_level, None).engine_of_op(op, plugin)
+            return _Build(trt, precision, None, workspace, optimization_level, None, linears).engine_of_op(op, plugin)
 
         settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
         choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
@@ -134,7 +144,9 @@ class _Build:
         workspace: int | None,
         optimization_level: int | None,
         progress: Progress | None,
+        linears: bool,
     ) -> None:
+        self.linears = linears
         self.trt, self.precision, self.workspace, self.progress = trt, precision, workspace, progress
         self.optimization_level = optimization_level
         self.timing_cache = Path(timing_cache) if timing_cache is not None else None
@@ -187,6 +199,7 @@ class _Build:
             precision=self.precision,
             by_graph=not self.by_flags,
             has_gelu=self.has_gelu,
+            linears=self.linears,
             **options,
         )
         self.notes += [f"{node} stays in float32: {reason}" for node, reason in kept.items()]

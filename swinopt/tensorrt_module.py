@@ -15,6 +15,7 @@ from typing import Any
 
 from swinopt import ops
 from swinopt.alias_library import add_name
+from swinopt.cuda_plugins import FOLDERS
 from swinopt.errors import MissingDependencyError, OptionError, SwinoptError, first_line
 
 #: Names the module to use where both are installed and no argument says so.
@@ -180,8 +181,11 @@ def register_what_there_is(trt: Any) -> str | None:
     Returns:
         Why there are not all of them; to be told if the engine does need them.
     """
+    from swinopt import plugin_library
+
+    has_library = plugin_library.find_library(trt.__version__) is not None or not hasattr(trt, "IPluginV3")
     try:
-        register_plugins(trt, ops.SPECS)
+        register_plugins(trt, ops.SPECS if has_library else FOLDERS)
     except SwinoptError as error:
         return str(error)
     return None

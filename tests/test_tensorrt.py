@@ -148,7 +148,7 @@ def test_an_op_to_be_measured_builds_in_both_forms(precision: str, dtype: str) -
     module = tensorrt_module.find("tensorrt_rtx")
     for op in measured:
         for plugin in (True, False):
-            engine = tensorrt._Build(module, precision, None, None, None, None).engine_of_op(op.model(), plugin)
+            engine = tensorrt._Build(module, precision, None, None, None, None, False).engine_of_op(op.model(), plugin)
             assert engine.plugin_layers == int(plugin)
             assert {value.dtype for value in (*engine.inputs.values(), *engine.outputs.values())} == {dtype}
 

@@ -308,6 +308,53 @@ def test_linears_are_plugins_in_half_precision_where_there_is_a_cublaslt(
     assert op_counts(trt.parsed)["swinopt::Linear"] == linears
 
 
+def test_with_little_scratch_memory_no_linear_is_a_plugin(
+    use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trt = use("8.6.0")
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
+    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 120103)
+    block = parse(
+        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { q = MatMul(x, w)
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
+        bias=np.zeros((2, 16, 16), np.float32),
+        w=np.ones((16, 48), np.float32),
+    )
+    for workspace, linears in ((31, 0), (32, 1)):
+        tensorrt.build(block, plugins="on", workspace=workspace)
+        assert op_counts(trt.parsed)["swinopt::Linear"] == linears
+
+
+def test_linears_of_a_fused_model_are_spelled_out_where_there_is_no_plugin_for_them(
+    use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = use("10.9.0")
+    trt.lacks = {"Linear"}
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: None)
+    fused = parse(
+        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { q = swinopt.Linear(x, w, b)
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
+        bias=np.zeros((2, 16, 16), np.float32),
+        w=np.ones((16, 48), np.float32),
+        b=np.ones(48, np.float32),
+    )
+    for precision in ("fp16", "fp32"):
+        assert tensorrt.build(fused, precision=precision, plugins="on").plugin_layers == 1
+        assert op_counts(trt.parsed)["MatMul"] == 1
+
+
+@pytest.mark.parametrize(("library", "missing"), [(False, None), (True, "no plugin for Linear")])
+def test_an_engine_misses_linears_only_where_the_library_should_have_them(
+    library: bool, missing: str | None, use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trt = use("10.9.0")
+    trt.lacks = {"Linear"}
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found if library else None)
+    monkeypatch.setattr(plugin_library, "load_library", lambda path: None)
+    told = tensorrt_module.register_what_there_is(trt)
+    assert (told is None) if missing is None else (told is not None and missing in told)
+
+
 def test_a_library_from_before_there_were_linears_has_none(
     use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -419,6 +419,19 @@ def test_small_tensors_come_before_large_ones() -> None:
         assert [node.output[0] for node in after.graph.node if node.op_type == "Expand"] == ["a"]
 
 
+def test_a_constant_that_stays_for_another_node_pays_for_nothing() -> None:
+    """Neg is as large as c, and c stays after all, since Tile is refused: together they would be twice as large."""
+    before = parse(
+        """g (float[1000] x, float[8000] z) => (float[1000] y, float[8000] v) {
+            s = Neg(c)  y = Add(x, s)  t = Tile(c, eight)  v = Add(z, t) }""",
+        c=floats(1000),
+        eight=ints(8),
+    )
+    refuses(before, FoldConstants(budget=1000), "would grow the model by 4000 bytes")
+    # c goes, since Tile is folded as well.
+    rewrites(before, FoldConstants(budget=32000), applied=2, expect={"Add": 2})
+
+
 @pytest.mark.parametrize("readers", [1, 3])
 def test_equal_weights_that_are_there_once_are_one_constant(readers: int) -> None:
     """As the TorchScript exporter leaves them; no budget is asked for."""
