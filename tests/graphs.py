@@ -138,6 +138,20 @@ class Builder:
         return self.op("LayerNormalization", x, scale, bias, axis=axis, epsilon=1e-5)
 
 
+def gelu_node(b: Builder, x: str) -> str:
+    return b.op("Gelu", x)
+
+
+def erf_gelu(b: Builder, x: str) -> str:
+    one_plus = b.op("Add", b.op("Erf", b.op("Div", x, b.constant(2**0.5))), b.constant(1.0))
+    return b.op("Mul", b.op("Mul", x, one_plus), b.constant(0.5))
+
+
+def erf_gelu_halved_first(b: Builder, x: str) -> str:
+    one_plus = b.op("Add", b.constant(1.0), b.op("Erf", b.op("Mul", x, b.constant(0.5**0.5))))
+    return b.op("Mul", b.op("Mul", b.constant(0.5), x), one_plus)
+
+
 def session_of(model: onnx.ModelProto) -> Any:
     """ONNX Runtime on the model as it is written; failures are exceptions, and nothing is printed."""
     import onnxruntime

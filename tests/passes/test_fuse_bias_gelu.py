@@ -9,26 +9,12 @@ import pytest
 
 from swinopt.passes import FuseBiasGelu
 from swinopt.testing import assert_equivalent, leaves_alone, parse, refuses, rewrites
-from tests.graphs import Builder
+from tests.graphs import Builder, erf_gelu, erf_gelu_halved_first, gelu_node
 
 FUSE = FuseBiasGelu()
 C = 6
 
 Step = Callable[[Builder, str], str]
-
-
-def one_node(b: Builder, x: str) -> str:
-    return b.op("Gelu", x)
-
-
-def erf(b: Builder, x: str) -> str:
-    one_plus = b.op("Add", b.op("Erf", b.op("Div", x, b.constant(2**0.5))), b.constant(1.0))
-    return b.op("Mul", b.op("Mul", x, one_plus), b.constant(0.5))
-
-
-def erf_halved_first(b: Builder, x: str) -> str:
-    one_plus = b.op("Add", b.constant(1.0), b.op("Erf", b.op("Mul", x, b.constant(0.5**0.5))))
-    return b.op("Mul", b.op("Mul", b.constant(0.5), x), one_plus)
 
 
 def tanh(b: Builder, x: str) -> str:
@@ -71,10 +57,10 @@ def fused(before: onnx.ModelProto, op_type: str, *, others: dict[str, int] | Non
 # --------------------------------------------------------------------------------------------------------- spellings
 
 SPELLINGS: dict[str, tuple[Step, int]] = {
-    "one node": (one_node, 20),
-    "erf": (erf, 17),
-    "erf, halved first": (erf_halved_first, 17),
-    "erf in an opset that has a node": (erf, 20),
+    "one node": (gelu_node, 20),
+    "erf": (erf_gelu, 17),
+    "erf, halved first": (erf_gelu_halved_first, 17),
+    "erf in an opset that has a node": (erf_gelu, 20),
 }
 
 
@@ -94,30 +80,30 @@ def test_a_gelu_without_bias_becomes_one_node_where_the_opset_has_none(name: str
 
 @pytest.mark.parametrize("shape", [("batch", 5, C), (2, "n", C), (C,), (1, 2, 3, C)], ids=str)
 def test_any_shape_that_ends_in_the_features_will_do(shape: tuple[int | str, ...]) -> None:
-    fused(model(one_node, shape=shape), "BiasGelu")
+    fused(model(gelu_node, shape=shape), "BiasGelu")
 
 
 def test_the_bias_of_a_linear_is_one() -> None:
     b = Builder(opset=17)
-    before = b.model(erf(b, b.linear(b.input((2, 3)), 3, C)))
+    before = b.model(erf_gelu(b, b.linear(b.input((2, 3)), 3, C)))
     rewrites(before, FUSE, applied=1, expect={"MatMul": 1, "com.microsoft::BiasGelu": 1})
 
 
 def test_a_bias_that_two_share_is_one_constant() -> None:
     b = Builder(opset=20)
     x, bias = b.input((2, C)), b.weights(1, C)
-    before = b.model(one_node(b, b.op("Add", x, bias)), one_node(b, b.op("Add", bias, b.op("Neg", x))))
+    before = b.model(gelu_node(b, b.op("Add", x, bias)), gelu_node(b, b.op("Add", bias, b.op("Neg", x))))
     after = rewrites(before, FUSE, applied=2)
     assert [list(w.dims) for w in after.graph.initializer] == [[C]]
 
 
 def test_half_precision_stays_half() -> None:
-    after = FUSE(model(one_node, (1, C), dtype=np.float16))
+    after = FUSE(model(gelu_node, (1, C), dtype=np.float16))
     assert [w.data_type for w in after.graph.initializer] == [onnx.TensorProto.FLOAT16]
 
 
 def test_a_biased_tensor_that_is_read_elsewhere_stays() -> None:
-    before = model(one_node, more=lambda b, t: [b.op("Neg", t["biased"])])
+    before = model(gelu_node, more=lambda b, t: [b.op("Neg", t["biased"])])
     fused(before, "BiasGelu", others={"Add": 1})
 
 
@@ -137,17 +123,17 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_to_take_for_a_bias(name: str) -> None:
-    before = model(one_node, **REFUSED[name])
+    before = model(gelu_node, **REFUSED[name])
     assert_equivalent(before, before)
     refuses(before, FUSE, NO_BIAS)
 
 
 def test_what_is_added_before_an_erf_gelu_and_is_no_bias_stays_in_front_of_it() -> None:
-    fused(model(erf, (5, 1), opset=17), "Gelu", others={"Add": 1})
+    fused(model(erf_gelu, (5, 1), opset=17), "Gelu", others={"Add": 1})
 
 
 def test_a_bias_that_is_no_constant_is_left_alone() -> None:
-    before = model(one_node, constant=False)
+    before = model(gelu_node, constant=False)
     assert_equivalent(before, before)
     leaves_alone(before, FUSE)
 
@@ -174,8 +160,8 @@ def test_a_bias_that_is_taken_away_is_left_alone() -> None:
 
 
 def test_a_gelu_that_the_opset_has_is_left_alone_where_there_is_no_bias() -> None:
-    leaves_alone(model(one_node, None), FUSE)
+    leaves_alone(model(gelu_node, None), FUSE)
 
 
 def test_an_erf_gelu_without_bias_is_left_to_fuse_gelu_where_the_opset_has_a_node() -> None:
-    leaves_alone(model(erf, None, opset=20), FUSE)
+    leaves_alone(model(erf_gelu, None, opset=20), FUSE)

@@ -12,7 +12,7 @@ import swinopt
 from swinopt import Pipeline
 from swinopt.passes import FlattenTokens, FuseLinear
 from swinopt.testing import assert_equivalent, leaves_alone, parse, refuses, rewrites
-from tests.graphs import Builder, swin_attention
+from tests.graphs import Builder, erf_gelu, erf_gelu_halved_first, gelu_node, swin_attention
 
 FUSE = FuseLinear()
 K, N = 8, 16
@@ -44,29 +44,15 @@ LINEARS: dict[str, Step] = {
 }
 
 
-def one_node(b: Builder, x: str) -> str:
-    return b.op("Gelu", x)
-
-
-def erf(b: Builder, x: str) -> str:
-    one_plus = b.op("Add", b.op("Erf", b.op("Div", x, b.constant(2**0.5))), b.constant(1.0))
-    return b.op("Mul", b.op("Mul", x, one_plus), b.constant(0.5))
-
-
-def erf_halved_first(b: Builder, x: str) -> str:
-    one_plus = b.op("Add", b.constant(1.0), b.op("Erf", b.op("Mul", x, b.constant(0.5**0.5))))
-    return b.op("Mul", b.op("Mul", b.constant(0.5), x), one_plus)
-
-
 def erf_halved_last(b: Builder, x: str) -> str:
     one_plus = b.op("Add", b.op("Erf", b.op("Div", x, b.constant(2**0.5))), b.constant(1.0))
     return b.op("Mul", x, b.op("Div", one_plus, b.constant(2.0)))
 
 
 GELUS: dict[str, Step] = {
-    "one node": one_node,
-    "erf": erf,
-    "erf, halved first": erf_halved_first,
+    "one node": gelu_node,
+    "erf": erf_gelu,
+    "erf, halved first": erf_gelu_halved_first,
     "erf, halved last": erf_halved_last,
 }
 
@@ -159,7 +145,7 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_any_axes_before_the_features_will_do(shape: tuple[int | str, ...]) -> None:
     fused(model(shape=shape), "plain")
-    fused(model(behind=erf, shape=shape), "gelu")
+    fused(model(behind=erf_gelu, shape=shape), "gelu")
     fused(model(behind=lambda b, x: residual(b, x, (*shape[:-1], N)), shape=shape), "residual")
 
 
@@ -177,12 +163,12 @@ def test_weights_of_a_transposed_gemm_are_transposed() -> None:
     np.testing.assert_array_equal(new, old.T)
 
 
-@pytest.mark.parametrize("behind", [nothing, erf, rows_residual], ids=["plain", "gelu", "residual"])
+@pytest.mark.parametrize("behind", [nothing, erf_gelu, rows_residual], ids=["plain", "gelu", "residual"])
 @pytest.mark.parametrize("linear", ["without bias", "Gemm without bias"])
 def test_half_precision_stays_half(linear: str, behind: Step) -> None:
     before = model(LINEARS[linear], behind, dtype=np.float16, shape=(10, K), opset=17)
     # The steps of the formula are rounded to fp16, those of the op are not.
-    weights = fused(before, {nothing: "plain", erf: "gelu"}.get(behind, "residual"), tolerance=2e-3)
+    weights = fused(before, {nothing: "plain", erf_gelu: "gelu"}.get(behind, "residual"), tolerance=2e-3)
     assert {w.dtype for w in weights.values() if w.dtype.kind == "f"} == {np.dtype(np.float16)}
 
 
@@ -255,7 +241,7 @@ def test_a_linear_may_be_the_residual_of_what_is_made_of_it() -> None:
 
 
 def test_the_result_keeps_its_name_where_it_is_an_output() -> None:
-    for behind in (nothing, erf, residual):
+    for behind in (nothing, erf_gelu, residual):
         b = Builder(opset=20)
         before = b.model(behind(b, b.linear(b.input((2, 5, K)), K, N)))
         (node,) = [node for node in FUSE(before).graph.node if node.op_type == "Linear"]
@@ -312,7 +298,7 @@ def test_a_gelu_is_refused_where_something_inside_it_is_read_elsewhere() -> None
 
 
 def test_a_gelu_that_two_read_is_taken_in() -> None:
-    fused(model(behind=erf, more=lambda b, t: [b.op("Sigmoid", t["end"]), t["end"]]), "gelu")
+    fused(model(behind=erf_gelu, more=lambda b, t: [b.op("Sigmoid", t["end"]), t["end"]]), "gelu")
 
 
 def test_a_gelu_that_adds_an_axis_is_refused() -> None:
@@ -368,7 +354,7 @@ STAYS: dict[str, tuple[Step, dict[str, int]]] = {
     "a difference": (lambda b, x: b.op("Sub", x, b.op("Sigmoid", b.input((2, 5, N), "z"))), {"Sub": 1}),
     "the tanh form of GELU": (lambda b, x: b.op("Gelu", x, approximate="tanh"), {"Gelu": 1}),
     "another activation": (lambda b, x: b.op("Relu", x), {"Relu": 1}),
-    "a GELU of something scaled": (lambda b, x: one_node(b, b.op("Mul", x, b.constant(2.0))), {"Mul": 1, "Gelu": 1}),
+    "a GELU of something scaled": (lambda b, x: gelu_node(b, b.op("Mul", x, b.constant(2.0))), {"Mul": 1, "Gelu": 1}),
     "a residual behind the GELU": (lambda b, x: residual(b, b.op("Relu", x)), {"Relu": 1, "Add": 1}),
 }
 
@@ -382,11 +368,11 @@ def test_stays_behind_a_plain_linear(name: str) -> None:
 
 
 def test_a_residual_behind_a_gelu_stays() -> None:
-    fused(model(behind=lambda b, x: residual(b, one_node(b, x))), "gelu", others={"Add": 1})
+    fused(model(behind=lambda b, x: residual(b, gelu_node(b, x))), "gelu", others={"Add": 1})
 
 
 def test_a_gelu_behind_a_residual_stays() -> None:
-    fused(model(behind=lambda b, x: one_node(b, residual(b, x))), "residual", others={"Gelu": 1})
+    fused(model(behind=lambda b, x: gelu_node(b, residual(b, x))), "residual", others={"Gelu": 1})
 
 
 PRODUCTS_READ: dict[str, Callable[[Builder, str, str], list[str]]] = {
@@ -436,7 +422,7 @@ def test_it_is_refused_that(name: str) -> None:
     refuses(before, FUSE, reason)
 
 
-@pytest.mark.parametrize("behind", [one_node, lambda b, x: residual(b, x, (2, 5, 10))], ids=["gelu", "residual"])
+@pytest.mark.parametrize("behind", [gelu_node, lambda b, x: residual(b, x, (2, 5, 10))], ids=["gelu", "residual"])
 def test_what_is_behind_a_linear_that_is_refused_is_left_alone(behind: Step) -> None:
     refuses(model(lambda b, x: b.linear(x, K, 10), behind), FUSE, "from 8 to 10 features")
 
@@ -455,7 +441,7 @@ LEFT_ALONE: dict[str, Step] = {
     "a Gemm with a factor": lambda b, x: b.op("Gemm", b.reshape(x, -1, K), b.weights(K, N), alpha=0.5),
     "a Gemm of a transposed matrix": lambda b, x: b.op("Gemm", b.reshape(x, K, -1), b.weights(K, N), transA=1),
     "a Gemm that adds a matrix": lambda b, x: b.op("Gemm", b.reshape(x, -1, K), b.weights(K, N), b.weights(10, N)),
-    "a GELU without a linear": one_node,
+    "a GELU without a linear": gelu_node,
 }
 
 
@@ -492,7 +478,7 @@ def test_behind_the_pipeline_of_any_target_the_linears_of_an_attention_are_two(b
 def test_it_works_on_rows_of_tokens() -> None:
     def block(b: Builder, x: str) -> str:
         h = b.op("Add", x, b.linear(b.layer_norm(x, K), K, K))
-        return b.op("Add", h, b.linear(erf(b, b.linear(b.layer_norm(h, K), K, N)), N, K))
+        return b.op("Add", h, b.linear(erf_gelu(b, b.linear(b.layer_norm(h, K), K, N)), N, K))
 
     b = Builder(opset=20)
     x = b.op("Tanh", b.input(("batch", 4, 3, K)))
