@@ -39,8 +39,8 @@ PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 PLUGINS = ("auto", "on", "off")
 _FLAGS = {"fp16": "FP16", "bf16": "BF16"}
 _NARROW_TYPES = {"fp16": "HALF", "bf16": "BF16"}
-#: What plugins for linears ask for, in MiB: kLinearWorkspace in cuda_plugins/linear/plan.h.
-_LINEAR_WORKSPACE = 32
+#: What plugins for linears ask for, in whole MiB: kLinearWorkspace in cuda_plugins/linear/plan.h, and its alignment.
+_LINEAR_WORKSPACE = 33
 _PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 
 
@@ -82,7 +82,7 @@ def build(
             float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that the next build
             measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
-            32 no linear becomes a plugin.
+            33 no linear becomes a plugin.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
             own, which is 3.
         progress: True to print each phase, or a function of a phase, a step and the number of steps.

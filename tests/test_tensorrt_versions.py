@@ -320,7 +320,7 @@ def test_with_little_scratch_memory_no_linear_is_a_plugin(
         bias=np.zeros((2, 16, 16), np.float32),
         w=np.ones((16, 48), np.float32),
     )
-    for workspace, linears in ((31, 0), (32, 1)):
+    for workspace, linears in ((32, 0), (33, 1)):
         tensorrt.build(block, plugins="on", workspace=workspace)
         assert op_counts(trt.parsed)["swinopt::Linear"] == linears
 

@@ -11,6 +11,8 @@ namespace {
 enum { kGelu };
 enum { kX, kWeight, kBias, kResidual };
 
+constexpr std::size_t kAlignment = 256;  // of the workspace
+
 std::string check_values(Values const& values) {
     std::int32_t const gelu = values[kGelu].ints[0];
     return gelu == 0 || gelu == 1 ? "" : "gelu is " + std::to_string(gelu) + "; it is 0 or 1";
@@ -50,7 +52,9 @@ LinearParams params_of(Values const& values, Call const& call) {
     params.bias = call.inputs[kBias].data;
     params.residual = call.inputs[kResidual].data;
     params.output = call.outputs[0].data;
-    params.workspace = call.workspace;
+    // TensorRT promises nothing of its alignment.
+    auto const workspace = reinterpret_cast<std::uintptr_t>(call.workspace);
+    params.workspace = reinterpret_cast<void*>((workspace + kAlignment - 1) / kAlignment * kAlignment);
     params.workspace_bytes = kLinearWorkspace;
     params.rows = static_cast<int>(rows_of(call.inputs[kX]));
     params.inputs = static_cast<int>(weight.size[0]);
@@ -93,7 +97,7 @@ Op const& linear_op() {
         unsupported<params_of, linear_unsupported>,
         launch_linear,
         /*has_float32=*/false,
-        /*workspace_bytes=*/kLinearWorkspace,
+        /*workspace_bytes=*/kLinearWorkspace + kAlignment,
         tune,
     };
     return op;
