@@ -1,0 +1,164 @@
+// The host side of linear without a GPU: what it tells cuBLASLt, what it remembers, what it does where something fails.
+//
+// Prints a fact a line: its name, a tab, and what it is. CUDA is the few functions below; cuBLASLt is cublaslt.cpp,
+// a library by the name that the real one has.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fake_cublaslt.h"
+#include "linear/launch.h"
+
+namespace {
+
+long allocated = 0;
+bool is_full = false;
+long times[64];
+int events = 0;
+FakeCalls* calls = nullptr;
+
+}  // namespace
+
+extern "C" {
+cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorUnknown; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    if (is_full) return cudaErrorMemoryAllocation;
+    ++allocated;
+    *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+    --allocated;
+    std::free(memory);
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    *stream = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+    *event = reinterpret_cast<cudaEvent_t>(&times[events++ % 64]);
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+    *reinterpret_cast<long*>(event) = calls->clock;
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t first, cudaEvent_t last) {
+    *ms = static_cast<float>(*reinterpret_cast<long*>(last) - *reinterpret_cast<long*>(first));
+    return cudaSuccess;
+}
+}
+
+using namespace swinopt;
+
+namespace {
+
+alignas(256) char memory[1 << 20];
+Device const kHopper{90, 132, 232448};
+
+LinearParams params(int rows = 100) {
+    LinearParams p{};
+    p.x = memory, p.weight = memory + 4096, p.bias = memory + 8192, p.output = memory + 12288;
+    p.workspace = memory, p.workspace_bytes = kLinearWorkspace;
+    p.rows = rows, p.inputs = 64, p.outputs = 32;
+    return p;
+}
+
+void tell(char const* name, long value) { std::printf("%s\t%ld\n", name, value); }
+
+int run(LinearParams const& p, DType dtype = DType::kFloat16) { return linear(p, dtype, kHopper, nullptr); }
+
+LinearParams with(LinearParams p, std::string const& tuned) {
+    p.tuned = tuned.data(), p.tuned_bytes = tuned.size();
+    return p;
+}
+
+}  // namespace
+
+int main() {
+    CublasLt const* const found = cublaslt();
+    tell("version", found ? static_cast<long>(found->version()) : 0);
+    if (!found) return 0;
+    for (char const* name : {"libcublasLt.so.13", "libcublasLt.so.12"})
+        if (void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD)) {
+            auto const version = reinterpret_cast<std::size_t (*)()>(dlsym(library, "cublasLtGetVersion"));
+            if (version() == found->version())
+                calls = reinterpret_cast<FakeCalls* (*)()>(dlsym(library, "fake_calls"))();
+        }
+
+    LinearParams const plain = params();
+    LinearParams residual = plain, gelu = plain, both = plain;
+    residual.residual = memory + 16384, gelu.gelu = 1, both.gelu = 1, both.residual = memory;
+    tell("plain", run(plain));
+    tell("plain epilogue", calls->epilogue), tell("plain beta", static_cast<long>(calls->beta));
+    tell("plain in place", calls->in_place), tell("alpha", static_cast<long>(calls->alpha));
+    tell("compute", calls->compute), tell("scale", calls->scale), tell("first algorithm", calls->algorithm);
+    tell("bias was known", calls->bias_was_known), tell("workspace", static_cast<long>(calls->workspace >> 20));
+    tell("reductions", calls->reductions), tell("alignments", calls->alignment);
+    for (int i = 0; i < 9; ++i) tell(("size " + std::to_string(i)).c_str(), static_cast<long>(calls->sizes[i]));
+    tell("residual", run(residual)), tell("residual epilogue", calls->epilogue);
+    tell("residual beta", static_cast<long>(calls->beta)), tell("residual in place", calls->in_place);
+    tell("gelu", run(gelu)), tell("gelu epilogue", calls->epilogue);
+    tell("both", run(both)), tell("float32", run(plain, DType::kFloat32));
+    LinearParams wrong = plain;
+    wrong.output = memory + 2, tell("misaligned", run(wrong));
+    wrong = plain, wrong.workspace = memory + 16, tell("misaligned workspace", run(wrong));
+    wrong = plain, wrong.outputs = 20, tell("odd size", run(wrong));
+    wrong = plain, wrong.rows = 0, tell("empty", run(wrong));
+
+    int const before = calls->heuristics;
+    for (int i = 0; i < 5; ++i) run(plain);
+    tell("heuristics again", calls->heuristics - before);
+
+    is_full = true;
+    tell("tuned without memory", static_cast<long>(tune_linear(plain, DType::kFloat16, kHopper).size()));
+    is_full = false;
+    std::string const tuned = tune_linear(plain, DType::kFloat16, kHopper);
+    tell("tuned", static_cast<long>(tuned.size())), tell("memory kept", allocated);
+    int const measured = calls->matmuls;
+    tell("tuned the same", tune_linear(plain, DType::kFloat16, kHopper) == tuned);
+    tell("measured again", calls->matmuls - measured);
+    run(with(plain, tuned)), tell("tuned algorithm", calls->algorithm);
+    std::string other = tuned;
+    if (!other.empty()) {
+        ++other[0], run(with(plain, other)), tell("algorithm of another version", calls->algorithm);
+        other = tuned, other[8] = 9, run(with(plain, other)), tell("algorithm that is refused", calls->algorithm);
+        run(with(plain, tuned.substr(0, 40))), tell("algorithm of too few bytes", calls->algorithm);
+    }
+
+    setenv("FAKE_FAILS", "13", 1), tell("failing", run(plain)), setenv("FAKE_FAILS", "0", 1);
+    tell("after a failure", run(plain));
+    setenv("FAKE_PROPOSALS", "0", 1), tell("no algorithm", run(params(101))), setenv("FAKE_PROPOSALS", "5", 1);
+    tell("with algorithms again", run(params(101)));
+
+    calls->slow = true;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 8; ++i)
+        threads.emplace_back([i] {
+            LinearParams own = params(102);
+            own.bias = memory + 65536 + 8192 * i, own.output = memory + 65536 + 8192 * i + 4096;
+            for (int j = 0; j < 50; ++j) run(own);
+        });
+    for (std::thread& thread : threads) thread.join();
+    tell("confused threads", calls->confused);
+    return 0;
+}

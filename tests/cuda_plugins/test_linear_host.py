@@ -1,0 +1,124 @@
+"""The host side of linears without a GPU: what it tells a cuBLASLt that only remembers, and makes of the answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from swinopt import cuda_plugins
+
+FAKES = Path(__file__).resolve().parent / "fake_cuda"
+Facts = dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Facts]:
+    """Runs the probe with cuBLASLts of these versions, by major, and with this environment."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler: neither g++ nor clang++ is on the PATH")
+    folder = tmp_path_factory.mktemp("probe")
+    common = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", f"-I{FAKES}", f"-I{cuda_plugins.SOURCES}"]
+    linear = cuda_plugins.SOURCES / "linear"
+    sources = [FAKES / "linear_probe.cpp", linear / "launch.cpp", linear / "cublaslt.cpp"]
+    program, libraries = folder / "probe", ["-pthread", "-ldl"]
+    subprocess.run([*common, *map(str, sources), *libraries, "-o", str(program)], check=True)
+
+    def run(*versions: int, **environment: str) -> Facts:
+        fakes = folder / "-".join(map(str, versions))
+        fakes.mkdir(exist_ok=True)
+        for version in versions:
+            name = f"libcublasLt.so.{version // 10000}"
+            if not (fakes / name).exists():
+                made = [*common, f"-DVERSION={version}", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+                subprocess.run([*made, str(FAKES / "cublaslt.cpp"), "-o", str(fakes / name)], check=True)
+        done = subprocess.run(
+            [str(program)],
+            env={**os.environ, **environment, "LD_LIBRARY_PATH": str(fakes)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return {name: int(value) for name, value in (line.split("\t") for line in done.stdout.splitlines())}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def facts(probe: Callable[..., Facts]) -> Facts:
+    return probe(130000)
+
+
+INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
+
+
+@pytest.mark.parametrize(
+    ("fact", "expected"),
+    [
+        ("version", 130000),
+        ("plain", 0),
+        ("plain epilogue", 4),  # CUBLASLT_EPILOGUE_BIAS
+        ("plain beta", 0),
+        ("plain in place", 1),
+        ("alpha", 1),
+        ("compute", 68),  # CUBLAS_COMPUTE_32F
+        ("scale", 0),  # CUDA_R_32F
+        ("first algorithm", 0),
+        ("bias was known", 1),
+        ("workspace", 32),
+        ("reductions", 2),  # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+        ("alignments", 4 * 16),
+        ("residual", 0),
+        ("residual epilogue", 4),
+        ("residual beta", 1),
+        ("residual in place", 0),
+        ("gelu", 0),
+        ("gelu epilogue", 36),  # CUBLASLT_EPILOGUE_GELU_BIAS
+        ("both", INVALID),
+        ("float32", INVALID),
+        ("misaligned", INVALID),
+        ("misaligned workspace", INVALID),
+        ("odd size", INVALID),
+        ("empty", INVALID),
+        ("heuristics again", 0),
+        ("tuned without memory", 0),
+        ("tuned", 72),
+        ("memory kept", 0),
+        ("tuned the same", 1),
+        ("measured again", 0),
+        ("tuned algorithm", 3),
+        ("algorithm of another version", 0),
+        ("algorithm that is refused", 0),
+        ("algorithm of too few bytes", 0),
+        ("failing", UNKNOWN),
+        ("after a failure", 0),
+        ("no algorithm", NOT_SUPPORTED),
+        ("with algorithms again", 0),
+        ("confused threads", 0),
+    ],
+)
+def test_what_cublaslt_is_told(facts: Facts, fact: str, expected: int) -> None:
+    assert facts[fact] == expected
+
+
+def test_a_row_major_product_is_asked_for_as_its_transpose(facts: Facts) -> None:
+    rows, inputs, outputs = 100, 64, 32
+    sizes = [facts[f"size {index}"] for index in range(9)]
+    assert sizes == [outputs, inputs, outputs, inputs, rows, inputs, outputs, rows, outputs]
+
+
+def test_the_first_proposal_stays_where_it_is_as_fast(probe: Callable[..., Facts]) -> None:
+    assert probe(130000, FAKE_BEST="0")["tuned"] == 0
+    assert probe(130000, FAKE_PROPOSALS="1")["tuned"] == 0
+
+
+def test_the_newest_that_the_driver_is_new_enough_for_is_taken(probe: Callable[..., Facts]) -> None:
+    assert probe(120103, 130000)["version"] == 130000
+    found = probe(120103, 130000, FAKE_TOO_NEW="130000")
+    assert found["version"] == 120103 and found["plain"] == 0
