@@ -183,9 +183,10 @@ def register_what_there_is(trt: Any) -> str | None:
     """
     from swinopt import plugin_library
 
-    has_library = plugin_library.find_library(trt.__version__) is not None or not hasattr(trt, "IPluginV3")
     try:
-        register_plugins(trt, ops.SPECS if has_library else FOLDERS)
+        # Without a library there are those in Python, for some of the ops.
+        in_python = hasattr(trt, "IPluginV3") and plugin_library.find_library(trt.__version__) is None
+        register_plugins(trt, FOLDERS if in_python else ops.SPECS)
     except SwinoptError as error:
         return str(error)
     return None

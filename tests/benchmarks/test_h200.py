@@ -236,7 +236,7 @@ def test_an_engine_is_built_once_and_a_failure_kept(
     cell.exported("torchscript-unfolded").write_bytes(b"no model")
     for _ in range(2):
         made = cells._built(cell, "torchscript", None)
-        assert made["plugin_layers"] == 0 and made["build_s"] > 0 and "error" not in made
+        assert made["plugin_layers"] == 0 and made["build_s"] >= 0 and "error" not in made
         assert cells._plan(cell, "torchscript", None).stat().st_size > 1000
         assert "is not an ONNX model" in cells._built(cell, "torchscript-unfolded", "off")["error"]
         assert not cells._plan(cell, "torchscript-unfolded", "off").exists()
