@@ -201,7 +201,8 @@ bool check(State const& state, std::vector<Described> const& inputs) {
 
 bool configure(State& state, nvinfer1::DynamicPluginTensorDesc const* inputs, int count) {
     state.settle(count);
-    state.tuned.clear();
+    // TensorRT 8 asks a plugin that it has read from an engine, too, for every shape that comes.
+    if (state.is_new()) state.tuned.clear();
     bool batch_is_open = false;
     std::vector<Described> known, least, most;
     for (int i = 0; i < count; ++i) {

@@ -301,6 +301,11 @@ void ask_about_bytes(Concrete* creator, Concrete* another) {
     std::string older = bytes.substr(0, bytes.size() - sizeof(std::uint32_t));  // it ended before what was tuned
     --older[0];
     tell("restores the format before", yes(restore(creator, older) != nullptr));
+    std::string tuned = older + std::string("\3\0\0\0abc", 7);
+    ++tuned[0];
+    restored = restore(creator, tuned);
+    tell("keeps what was tuned", yes(restored && configures(restored, {{2, 15, 14, 384}, {4, 49, 49}, {384}}) &&
+                                     bytes_of(restored) == tuned));
     std::string newer = bytes;
     ++newer[0];
     tell("restores a newer format", yes(restore(creator, newer) != nullptr));

@@ -133,6 +133,7 @@ def test_the_library_registers_where_interfaces_are_the_same_and_nowhere_else(
         ("restores with bytes to spare", "no", "is damaged"),
         ("restores as another op", "no", "it is no whole PatchMerging"),
         ("restores the format before", "yes", ""),
+        ("keeps what was tuned", "yes", ""),
         ("restores a newer format", "no", "has format 3, and this library reads up to format 2"),
         ("restores something else", "0", ""),
     ],
