@@ -19,12 +19,6 @@ int rank(Values const&) { return 0; }
 
 Extent extent(int axis, int) { return {kA, axis, 1, 1}; }
 
-std::int64_t rows_of(Tensor const& a) {
-    std::int64_t rows = 1;
-    for (int axis = 0; axis + 1 < a.rank; ++axis) rows *= a.size[axis];
-    return rows;
-}
-
 std::string check_shapes(Values const&, Call const& call) {
     Tensor const& a = call.inputs[kA];
     if (rows_of(a) > std::numeric_limits<int>::max()) return "a is " + text(a) + "; it may have 2^31 - 1 rows";

@@ -25,12 +25,6 @@ Extent extent(int axis, int rank) {
     return {kX, axis, 1, 1};
 }
 
-std::int64_t rows_of(Tensor const& x) {
-    std::int64_t rows = 1;
-    for (int axis = 0; axis + 1 < x.rank; ++axis) rows *= x.size[axis];
-    return rows;
-}
-
 std::string check_shapes(Values const&, Call const& call) {
     Tensor const &x = call.inputs[kX], &weight = call.inputs[kWeight];
     if (rows_of(x) > std::numeric_limits<int>::max()) return "x is " + text(x) + "; it may have 2^31 - 1 rows";

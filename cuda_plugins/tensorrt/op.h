@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../common/launch.h"
@@ -21,13 +22,20 @@ struct Tensor {
     bool present() const { return rank >= 0; }
 };
 
+// How many there are of what the last axis runs over.
+inline std::int64_t rows_of(Tensor const& tensor) {
+    std::int64_t rows = 1;
+    for (int axis = 0; axis + 1 < tensor.rank; ++axis) rows *= tensor.size[axis];
+    return rows;
+}
+
 // One use of an op, by position in its signature; all tensors have one type.
 struct Call {
     DType dtype = DType::kFloat32;
     Tensor inputs[kMaxInputs];
     Tensor outputs[kMaxOutputs];
     void* workspace = nullptr;  // Op::workspace_bytes of it
-    std::string tuned;          // what Op::tune gave for these shapes, if anything
+    std::string_view tuned;     // what Op::tune gave for these shapes, if anything
 };
 
 enum class Kind { kInt, kInts, kFloat };
