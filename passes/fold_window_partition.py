@@ -47,9 +47,8 @@ class FoldWindowPartition(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         FuseWindowAttention().run(rewriter)
-        for node in list(rewriter.graph.nodes):
-            is_attention = node.op == "WindowAttention" and node.domain == ops.DOMAIN and not rewriter.is_dead(node)
-            if is_attention and node.outputs[0].name not in self.kept:
+        for node in rewriter.nodes("WindowAttention", domain=ops.DOMAIN):
+            if node.outputs[0].name not in self.kept:
                 _Lowering.of(node, rewriter)
 
 

@@ -35,9 +35,8 @@ class SpellOutLinear(Pass):
     kept: tuple[str, ...] = ()
 
     def run(self, rewriter: Rewriter) -> None:
-        for node in list(rewriter.graph.nodes):
-            is_linear = node.op == ops.LINEAR.name and node.domain == ops.DOMAIN and not rewriter.is_dead(node)
-            if is_linear and node.outputs[0].name not in self.kept:
+        for node in rewriter.nodes(ops.LINEAR.name, domain=ops.DOMAIN):
+            if node.outputs[0].name not in self.kept:
                 rewriter.replace(node.outputs[0], _spelled(node, rewriter))
 
 

@@ -222,9 +222,13 @@ class Rewriter:
         if refusal not in self.refusals:
             self.refusals.append(refusal)
 
-    def nodes(self, *op_types: str) -> list[gs.Node]:
-        """The living nodes of the standard domain of these types, producers before consumers."""
-        return [n for n in self.graph.nodes if n.op in op_types and is_standard(n) and not self.is_dead(n)]
+    def nodes(self, *op_types: str, domain: str = "") -> list[gs.Node]:
+        """The living nodes of these types, of the standard domain or another one, producers before consumers."""
+
+        def is_meant(node: gs.Node) -> bool:
+            return node.op in op_types and (node.domain == domain if domain else is_standard(node))
+
+        return [node for node in self.graph.nodes if is_meant(node) and not self.is_dead(node)]
 
     def finish(self) -> None:
         """Leaves the graph clean: dead nodes gone, the rest in topological order."""
