@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from swinopt import ops
 from swinopt.textbook import padded_size, shift_mask
 
 Array = npt.NDArray[Any]
@@ -161,6 +162,13 @@ def session_of(model: onnx.ModelProto) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def session_with_bodies(model: onnx.ModelProto) -> Any:
+    """:func:`session_of` after the swinopt ops got their definitions, which have to pass ONNX's checker."""
+    ops.attach_bodies(model)
+    onnx.checker.check_model(model, full_check=True)
+    return session_of(model)
 
 
 def run(model: onnx.ModelProto, *inputs: Array) -> list[Array]:

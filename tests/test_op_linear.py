@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from swinopt import ops
 from swinopt.errors import ModelError
 from tests import graphs
+from tests.graphs import session_with_bodies
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -66,14 +67,8 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def session_of(model: onnx.ModelProto) -> Any:
-    ops.attach_bodies(model)
-    onnx.checker.check_model(model, full_check=True)
-    return graphs.session_of(model)
-
-
 def run(kind: str, inputs: dict[str, Array], **settings: Any) -> Array:
-    output: Array = session_of(model_of({"": (kind, inputs)}, **settings)).run(None, inputs)[0]
+    output: Array = session_with_bodies(model_of({"": (kind, inputs)}, **settings)).run(None, inputs)[0]
     return output
 
 
@@ -121,14 +116,14 @@ def test_bfloat16(kind: str) -> None:
     nodes = [*into, node, back]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    (output,) = session_of(model).run(None, inputs)
+    (output,) = session_with_bodies(model).run(None, inputs)
     rounded = {name: value.astype(bfloat16) for name, value in inputs.items()}
     np.testing.assert_allclose(output, truth(kind, rounded).astype(np.float32), rtol=2**-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_session_takes_any_batch_and_size(kind: str) -> None:
-    session = session_of(model_of({"": (kind, tensors(kind))}))
+    session = session_with_bodies(model_of({"": (kind, tensors(kind))}))
     for shape in [(1, 1, K), (3, 7, K), (2, 20, K)]:
         inputs = tensors(kind, shape)
         np.testing.assert_allclose(session.run(None, inputs)[0], truth(kind, inputs), rtol=1e-5, atol=1e-5)
@@ -173,7 +168,7 @@ def feeds_of(calls: Mapping[str, tuple[str, dict[str, Array]]]) -> dict[str, Arr
 def test_nodes_of_one_kind_share_one_body(kind: str) -> None:
     calls = calls_of(kind, kind)
     model = model_of(calls)
-    for output, (_, inputs) in zip(session_of(model).run(None, feeds_of(calls)), calls.values(), strict=True):
+    for output, (_, inputs) in zip(session_with_bodies(model).run(None, feeds_of(calls)), calls.values(), strict=True):
         np.testing.assert_allclose(output, truth(kind, inputs), rtol=1e-5, atol=1e-5)
     (function,) = model.functions
     assert not function.overload and list(function.input) == [name for name in NAMES if name in tensors(kind)]
@@ -194,7 +189,7 @@ MIXTURES = [
 def test_nodes_of_several_kinds_in_one_model_are_overloads(kinds: tuple[str, ...]) -> None:
     calls = calls_of(*kinds)
     model = model_of(calls)
-    outputs = session_of(model).run(None, feeds_of(calls))
+    outputs = session_with_bodies(model).run(None, feeds_of(calls))
     for output, (kind, inputs) in zip(outputs, calls.values(), strict=True):
         np.testing.assert_allclose(output, truth(kind, inputs), rtol=1e-5, atol=1e-5)
     assert {f.overload for f in model.functions} == {kind.partition("plain")[0] for kind in kinds}

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from swinopt import ops
 from swinopt.cuda_plugins.window_attention.reference import window_attention
 from swinopt.errors import ModelError
-from tests import graphs
+from tests.graphs import session_with_bodies
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -74,15 +74,9 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def session_of(model: onnx.ModelProto) -> Any:
-    ops.attach_bodies(model)
-    onnx.checker.check_model(model, full_check=True)
-    return graphs.session_of(model)
-
-
 def run(calls: dict[str, tuple[dict[str, Array], dict[str, Any]]], **settings: Any) -> list[Array]:
     feeds = {prefix + name: v for prefix, (values, _) in calls.items() for name, v in values.items()}
-    outputs: list[Array] = session_of(model_of(calls, **settings)).run(None, feeds)
+    outputs: list[Array] = session_with_bodies(model_of(calls, **settings)).run(None, feeds)
     return outputs
 
 
@@ -152,7 +146,7 @@ def test_zero_vectors_have_cosine_zero() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_session_takes_any_batch_and_size(padded: bool) -> None:
     attrs = attributes((3, 2), (1, 1))
-    session = session_of(model_of({"": (tensors((3, 2), (3, 2), padded=padded), attrs)}))
+    session = session_with_bodies(model_of({"": (tensors((3, 2), (3, 2), padded=padded), attrs)}))
     sizes = [(1, (3, 2)), (3, (9, 4)), (2, (6, 12)), *([(2, (4, 5)), (1, (1, 1))] if padded else [])]
     for batch, size in sizes:
         inputs = tensors(size, (3, 2), batch=batch, padded=padded)
@@ -161,7 +155,7 @@ def test_one_session_takes_any_batch_and_size(padded: bool) -> None:
 
 def test_without_pad_qkv_a_size_that_does_not_fit_is_an_error() -> None:
     attrs = attributes((3, 3), (1, 1))
-    session = session_of(model_of({"": (tensors((6, 6), (3, 3)), attrs)}))
+    session = session_with_bodies(model_of({"": (tensors((6, 6), (3, 3)), attrs)}))
     for size in [(7, 6), (6, 5), (5, 7), (2, 2)]:
         with pytest.raises(Exception, match="Reshape"):
             session.run(None, tensors(size, (3, 3)))
@@ -190,7 +184,7 @@ def test_bfloat16() -> None:
     nodes = [*casts, call, back]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    (output,) = session_of(model).run(None, inputs)
+    (output,) = session_with_bodies(model).run(None, inputs)
     rounded = {name: value.astype(bfloat16) for name, value in inputs.items()}
     np.testing.assert_allclose(output, truth(rounded, attrs).astype(np.float32), rtol=2**-7, atol=1e-6)
 
@@ -232,7 +226,7 @@ def test_nodes_with_and_without_pad_share_one_body() -> None:
         "padded_": (tensors((5, 7), (3, 3), padded=True), attributes((3, 3), (1, 1))),
     }
     model = model_of(calls)
-    session = session_of(model)
+    session = session_with_bodies(model)
     assert [function.overload for function in model.functions] == [""]
     feeds = {prefix + name: v for prefix, (values, _) in calls.items() for name, v in values.items()}
     for output, (inputs, attrs) in zip(session.run(None, feeds), calls.values(), strict=True):
@@ -328,7 +322,7 @@ def test_nodes_may_name_their_plugin_and_end_in_empty_inputs() -> None:
     attrs = attributes((3, 3), (1, 1))
     model = model_of({"": (inputs, attrs | {"plugin_version": "1", "plugin_namespace": "swinopt"})})
     assert model.graph.node[0].input[-1] == ""
-    (output,) = session_of(model).run(None, inputs)
+    (output,) = session_with_bodies(model).run(None, inputs)
     np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
@@ -337,7 +331,7 @@ def test_inlined_the_op_is_standard_ops_with_its_defaults() -> None:
     inlined = ops.inline_bodies(model_of({"": (inputs, attrs)}))
     assert {n.domain for n in inlined.graph.node} == {""} and not inlined.functions
     assert [o.domain for o in inlined.opset_import] == [""]
-    (output,) = session_of(inlined).run(None, inputs)
+    (output,) = session_with_bodies(inlined).run(None, inputs)
     np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
@@ -354,7 +348,7 @@ def test_nodes_that_are_kept_stay_ops_beside_inlined_ones() -> None:
         assert [node.output[0] for node in ops.nodes(inlined)] == [kept]
         assert {n.domain for n in inlined.graph.node} == {"", ops.DOMAIN} and not inlined.functions
         assert {(o.domain, o.version) for o in inlined.opset_import} == {("", 17), (ops.DOMAIN, ops.VERSION)}
-        for output, (inputs, attrs) in zip(session_of(inlined).run(None, feeds), calls.values(), strict=True):
+        for output, (inputs, attrs) in zip(session_with_bodies(inlined).run(None, feeds), calls.values(), strict=True):
             np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
@@ -381,7 +375,7 @@ def test_uses_counts_nodes_in_subgraphs_too() -> None:
 def test_nodes_in_subgraphs_get_bodies() -> None:
     inputs, attrs = tensors((6, 6), (3, 3)), attributes((3, 3), (1, 1))
     padded = {f"padded_{name}": value for name, value in tensors((5, 7), (3, 3), padded=True).items()}
-    (chosen,) = session_of(with_subgraph()).run(["chosen"], inputs | padded)
+    (chosen,) = session_with_bodies(with_subgraph()).run(["chosen"], inputs | padded)
     np.testing.assert_allclose(chosen, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
 
 
