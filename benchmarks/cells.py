@@ -284,7 +284,7 @@ def _built(cell: Cell, kind: str, plugins: str | None) -> Measured:
 
 def _plan(cell: Cell, kind: str, plugins: str | None) -> Path:
     name = f"{cell.stem}-{cell.precision}-{engines.tensorrt_version()}-{kind}-{plugins or 'stock'}"
-    # Not with_suffix, which would take the end of the version for one.
+    # Without the dots of the version, of which with_suffix would take the last for the suffix.
     return cell.folder / f"{name.replace('.', '_')}.engine"
 
 

@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensorrt-python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--onnxruntime-python", default=sys.executable, help="the Python that has onnxruntime-gpu")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "h200", help="where exports and inputs lie")
+    kept = "where exports, inputs and engines lie; what is there is not made again"
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "h200", help=kept)
     parser.add_argument("--rows", action="append", help="a part of the names of rows to measure")
     parser.add_argument("--columns", action="append", help="a part of the names of columns to measure")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after this time")
