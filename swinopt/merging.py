@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from math import prod
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from swinopt.movement import PAD, VIEW_OPS, Indices, Region
 
 
 def maps_of(region: Region, facts: Facts) -> list[Shape] | None:
-    """The source's shapes as [B, H, W, C]: its own, or those of a view of it where tokens lie in a line or as rows."""
+    """The source's shapes as [B, H, W, C]: its own, or where tokens lie in a line or as rows, those of a view of it.
+
+    Where no view is a map either, the one that would have to be merged: twice as high and wide as the target.
+    """
     source = facts.shapes(region.source) or [()]
     views = [
         t for node in region.nodes for t in node.outputs if node.op in VIEW_OPS and node.inputs[0] is region.source
@@ -20,6 +24,9 @@ def maps_of(region: Region, facts: Facts) -> list[Shape] | None:
         shapes = facts.shapes(tensor)
         if shapes and all(len(s) == 4 and s[-1] == o[-1] for s, o in zip(shapes, source, strict=True)):
             return shapes
+    merged = facts.shapes(region.target) or [()]
+    if all(len(m) == 4 and 4 * s[-1] == m[-1] and prod(s) == prod(m) for s, m in zip(source, merged, strict=True)):
+        return [(b, 2 * h, 2 * w, c // 4) for b, h, w, c in merged]
     return None
 
 

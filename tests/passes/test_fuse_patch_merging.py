@@ -125,6 +125,16 @@ def test_tokens_as_rows_are_viewed_as_a_map(name: str, batch: int | str) -> None
     rewrites(before, FUSE, applied=1, expect={"Reshape": 2, "Tanh": 2, "swinopt::PatchMerging": 1})
 
 
+@pytest.mark.parametrize("batch", [2, "batch"])
+def test_rows_that_no_view_makes_a_map_of_are_recognised_by_what_is_merged(batch: int | str) -> None:
+    b = Builder()
+    rows = b.op("Tanh", b.reshape(b.input((batch, 4, 6, C)), -1, C))
+    moved = b.transpose(b.reshape(rows, -1, 2, 3, 2 * C), 0, 2, 1, 3)  # batch and height are one axis
+    merged = b.reshape(moved, -1, 2, 3, 4 * C)
+    before = b.model(b.op("Tanh", b.layer_norm(merged, 4 * C)))
+    rewrites(before, FUSE, applied=1, expect={"Reshape": 2, "Tanh": 2, "swinopt::PatchMerging": 1})
+
+
 def test_the_features_may_be_viewed_as_tokens_before_the_norm() -> None:
     fused(merging(flat=True, batch="batch"), others={"Reshape": 1})
 
