@@ -149,6 +149,8 @@ def test_what_was_tuned_is_taken(library: Any) -> None:
         return {event.key for event in profile.key_averages()}
 
     first, tuned = names(Call(x, weight, bias, None, output)), names(Call(x, weight, bias, None, output, tuned=told))
+    if not first:
+        pytest.skip("the profiler sees no kernels, as under compute-sanitizer: which of them ran is not known")
     assert first != tuned or not told, "another algorithm is another kernel"
     expected = x[:64].double() @ weight.double() + bias.double()
     assert (output[:64].double() - expected).norm() / expected.norm() < TOLERANCES[torch.float16]
