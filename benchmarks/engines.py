@@ -268,13 +268,14 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _plugins_of(job: Job) -> int:
-    """How many plugin layers an engine must have: every attention and, where there is a cuBLASLt, every linear."""
+    """How many plugin layers an engine must have: every attention and, where there is a cuBLASLt, all that it brings."""
     if not job.optimized:
         return 0
     attentions = MODELS[job.model][2]
-    has_linears = job.precision == "fp16" and cublaslt_version()
-    # Four linears a block, those of three patch mergings, and the head.
-    return attentions + (4 * attentions + 3 + 1 if has_linears else 0)
+    if job.precision != "fp16" or not cublaslt_version():
+        return attentions
+    # Four linears a block, the embedding, those of three patch mergings, the head; of V1 the norms of the mergings, too.
+    return attentions + 4 * attentions + 1 + 3 + 1 + (0 if job.model.startswith("swinv2") else 3)
 
 
 def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:

@@ -67,8 +67,12 @@ def for_parser(
     return handover.for_plugins(model), kept
 
 
-def with_linears(model: onnx.ModelProto, *, precision: str, by_graph: bool, has_gelu: bool) -> onnx.ModelProto:
-    """The model with swinopt::Linear in place of the linears for which there is a plugin; a copy.
+def fuse_between_attentions(
+    model: onnx.ModelProto, *, precision: str, by_graph: bool, has_gelu: bool
+) -> onnx.ModelProto:
+    """The model with a plugin's op for what lies between attentions: linears, and the merging of patches; a copy.
+
+    The embedding of patches becomes a linear. Only those linears are swinopt::Linear for which there is a plugin.
 
     Args:
         model: one that swinopt has brought to maps.
@@ -76,7 +80,14 @@ def with_linears(model: onnx.ModelProto, *, precision: str, by_graph: bool, has_
         by_graph: as for :func:`for_parser`.
         has_gelu: as for :func:`for_parser`.
     """
-    model = Pipeline(passes.FlattenTokens(), passes.FuseLinear())(model if has_gelu else _aged(model))
+    model = Pipeline(
+        passes.FusePatchMerging(),
+        passes.SimplifyPatchEmbedding(),
+        passes.SimplifyMovement(),
+        passes.EliminateNoops(),
+        passes.FlattenTokens(),
+        passes.FuseLinear(),
+    )(model if has_gelu else _aged(model))
     without = _linears_without_plugin(model, precision, by_graph, True)
     kept = {ops.first_output(node) for node in ops.nodes(model)} - without
     return Pipeline(passes.SpellOutLinear(kept=tuple(sorted(kept))))(model) if without else model

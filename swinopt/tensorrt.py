@@ -29,7 +29,7 @@ from swinopt.execution import dtype_name
 from swinopt.export import require_writable
 from swinopt.graph import ModelLike
 from swinopt.interface import Interface, Range, Value
-from swinopt.lowering import for_parser, with_linears
+from swinopt.lowering import for_parser, fuse_between_attentions
 from swinopt.pipeline import Progress
 from swinopt.precision import NARROW
 
@@ -120,7 +120,9 @@ def build(
     )
     build = _Build(trt, precision, timing_cache, workspace, optimization_level, told, linears)
     if linears:
-        proto = with_linears(proto, precision=precision, by_graph=not build.by_flags, has_gelu=build.has_gelu)
+        proto = fuse_between_attentions(
+            proto, precision=precision, by_graph=not build.by_flags, has_gelu=build.has_gelu
+        )
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
 

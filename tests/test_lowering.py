@@ -12,7 +12,7 @@ import swinopt
 from swinopt import handover, ops, opset
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
-from swinopt.lowering import for_parser, with_linears
+from swinopt.lowering import for_parser, fuse_between_attentions
 from swinopt.testing import parse
 
 #: As TensorRT 8.6 and as TensorRT 11.
@@ -174,7 +174,7 @@ def block_of_linears(dtype: Any = np.float32, large: float = 0.0) -> onnx.ModelP
 
 
 def linears_of(model: onnx.ModelProto, versions: dict[str, Any], precision: str = "fp16") -> onnx.ModelProto:
-    return with_linears(model, precision=precision, **versions)
+    return fuse_between_attentions(model, precision=precision, **versions)
 
 
 @pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
@@ -195,6 +195,40 @@ def test_linears_become_plugins_in_half_precision_alone(versions: dict[str, Any]
         found, _ = for_parser(linears, **options, **versions)
         assert ops.uses(found) == left
         assert swinopt.compare(block_of_linears(), found, tolerance=1e-2).passed
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_what_lies_before_and_between_stages_becomes_plugins(batch: int | str, versions: dict[str, Any]) -> None:
+    """The embedding of patches, a norm behind merged patches, and all linears."""
+    given = parse(
+        f"""g (float[{batch}, 3, 32, 32] image) => (float[{batch}, 16, 32] y) {{
+            e = Conv<kernel_shape=[4,4], strides=[4,4]>(image, k, c)  f = Reshape(e, rows)
+            t = Transpose<perm=[0,2,1]>(f)  x = Reshape(t, map)  q = MatMul(x, w)
+            a = swinopt.WindowAttention<window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(q, bias)
+            p = MatMul(a, v)  h = Add(p, x)  s = Reshape(h, halves)  n = Transpose<perm=[0,1,3,2,4]>(s)
+            m = Reshape(n, merged)  l = LayerNormalization<axis=-1>(m, gamma, beta)  y = MatMul(l, u) }}""",
+        k=0.25 * floats(16, 3, 4, 4),
+        c=floats(16),
+        rows=np.array([0, 16, 64]),
+        map=np.array([0, 8, 8, 16]),
+        w=0.25 * floats(16, 48),
+        bias=floats(2, 16, 16),
+        v=0.25 * floats(16, 16),
+        halves=np.array([-1, 4, 2, 4, 32]),
+        merged=np.array([-1, 16, 64]),
+        gamma=floats(64),
+        beta=floats(64),
+        u=0.25 * floats(64, 32),
+    )
+    found = linears_of(given, versions)
+    assert ops.uses(found) == {"WindowAttention": 1, "Linear": 4, "PatchMerging": 1}
+    assert not op_counts(found).keys() & {"Conv", "LayerNormalization", "MatMul", "Add"}
+    assert swinopt.compare(given, found, tolerance=1e-5).passed
+
+    spelled, _ = for_parser(found, precision="fp16", plugins=False, **versions)
+    assert not ops.uses(spelled)
+    assert swinopt.compare(given, spelled, tolerance=1e-2 if versions["by_graph"] else 1e-5).passed
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
