@@ -268,14 +268,15 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _plugins_of(job: Job) -> int:
-    """How many plugin layers an engine must have: every attention and, where there is a cuBLASLt, all that it brings."""
+    """How many plugin layers an engine must have: every attention and, with a cuBLASLt, what lies between them."""
     if not job.optimized:
         return 0
     attentions = MODELS[job.model][2]
     if job.precision != "fp16" or not cublaslt_version():
         return attentions
-    # Four linears a block, the embedding, those of three patch mergings, the head; of V1 the norms of the mergings, too.
-    return attentions + 4 * attentions + 1 + 3 + 1 + (0 if job.model.startswith("swinv2") else 3)
+    linears = 4 * attentions + 1 + 3 + 1  # of blocks, embedding, patch mergings and head
+    # V2 has the norm behind the merging's linear, where it is none of the op.
+    return attentions + linears + (0 if job.model.startswith("swinv2") else 3)
 
 
 def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
