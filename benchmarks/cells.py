@@ -37,7 +37,7 @@ MODELS = {
     "SwinV2-B 256 w16": ("swinv2_base_window16_256", 256),
 }
 PEAKS = "peaks"
-_SETS, _ROUNDS = 3, 30
+_SETS, _ROUNDS = engines.SETS, 30
 _PACKAGES = ("swinopt", "torch", "timm", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt", "numpy")
 
 Measured = dict[str, Any]
@@ -230,11 +230,11 @@ def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
     import swinopt
     from swinopt.engine import Engine
 
-    built = _built(cell, kind, plugins)
+    built = engines.built(cell.exported(kind), cell.precision, plugins)
     if "error" in built:
         return built
-    stock = _plan(cell, "torchscript", None)
-    with Engine.load(_plan(cell, kind, plugins)) as engine:
+    stock = engines.plan_of(cell.exported("torchscript"), cell.precision, None)
+    with Engine.load(engines.plan_of(cell.exported(kind), cell.precision, plugins)) as engine:
         (name,), (image,) = engine.outputs, engine.inputs
         outputs = np.stack([engine.run({image: images})[name] for images in cell.truth()[0]])
         timing = engine.benchmark(runs=_ROUNDS * _SETS)
@@ -245,47 +245,6 @@ def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
             except swinopt.SwinoptError as error:  # of another GPU, say
                 found["notes"].append(f"not timed in turns with stock TensorRT: {error}")
         return found
-
-
-def _built(cell: Cell, kind: str, plugins: str | None) -> Measured:
-    """Builds the engine of a column, unless it is there: what is told of it, or the error that it failed with."""
-    import swinopt
-    from swinopt import tensorrt
-
-    plan = _plan(cell, kind, plugins)
-    told = plan.with_suffix(".json")
-    if told.exists():
-        found: Measured = json.loads(told.read_text(encoding="utf-8"))
-        return found
-    model: Any = cell.exported(kind)
-    start = time.perf_counter()
-    try:
-        if plugins is not None:
-            model = swinopt.optimize(model, target=engines.target(), verify=False)
-        with tensorrt.build(
-            model,
-            precision=cell.precision,
-            timing_cache=cell.folder / f"{cell.precision}.timing.cache",
-            plugins=plugins or "off",
-        ) as engine:
-            engine.save(plan)
-            found = {
-                "build_s": round(time.perf_counter() - start, 1),
-                "plugin_layers": engine.plugin_layers,
-                "choices": [choice.to_dict() for choice in engine.choices],
-                "notes": list(engine.notes),
-            }
-    except swinopt.SwinoptError as error:
-        found = {"error": one_line(error)}
-    found["TensorRT"] = engines.tensorrt_version()
-    write_whole(told, json.dumps(found).encode())
-    return found
-
-
-def _plan(cell: Cell, kind: str, plugins: str | None) -> Path:
-    name = f"{cell.stem}-{cell.precision}-{engines.tensorrt_version()}-{kind}-{plugins or 'stock'}"
-    # Without the dots of the version, of which with_suffix would take the last for the suffix.
-    return cell.folder / f"{name.replace('.', '_')}.engine"
 
 
 def _in_turns(engine: Any, other: Path) -> list[float]:
@@ -317,9 +276,9 @@ COLUMNS: dict[str, Callable[[Cell], Measured]] = {
 PREPARE: dict[str, Callable[[Cell], Measured]] = {
     "compile": lambda cell: _torch(cell, cell.precision, "reduce-overhead"),
     "compile max": lambda cell: _torch(cell, cell.precision, "max-autotune"),
-    "TensorRT": lambda cell: _built(cell, "torchscript", None),
-    "TensorRT, unfolded": lambda cell: _built(cell, "torchscript-unfolded", None),
-    "swinopt, no plugins": lambda cell: _built(cell, "torchscript-unfolded", "off"),
+    "TensorRT": lambda cell: engines.built(cell.exported("torchscript"), cell.precision, None),
+    "TensorRT, unfolded": lambda cell: engines.built(cell.exported("torchscript-unfolded"), cell.precision, None),
+    "swinopt, no plugins": lambda cell: engines.built(cell.exported("torchscript-unfolded"), cell.precision, "off"),
 }
 
 

@@ -30,7 +30,7 @@ MODELS = {
     "swin_tiny": ("swin_tiny_patch4_window7_224", 224, 12),
     "swinv2_tiny": ("swinv2_tiny_window8_256", 256, 12),
 }
-SETS = {1: 3, 32: 1}  # batch to how many sets of inputs are compared
+SETS = 3  # of inputs that are compared
 _ROUNDS, _RUNS = 7, 60
 
 
@@ -50,11 +50,16 @@ class Job:
 
     @property
     def exported(self) -> str:
-        return f"{self.model}-{self.export}-{self.batch}.onnx"
+        return f"{MODELS[self.model][0]}-{self.batch}-{self.export}.onnx"
 
     @property
     def truth(self) -> str:
-        return f"{self.model}-{self.batch}.npz"
+        return f"{MODELS[self.model][0]}-{self.batch}.npz"
+
+    @property
+    def level(self) -> int | None:
+        """The optimization level: of those whose numbers are compared and whose time is not, a low one."""
+        return None if self in TIMED else 1
 
 
 #: The pairs whose times are compared, swinopt's first; then what is there for its numbers alone.
@@ -76,8 +81,6 @@ OTHERS = (
     ),
 )
 TIMED = {job for pair in PAIRS for job in pair}
-#: The optimization level of the other engines, whose numbers are compared and whose time is not.
-_QUICKLY = 1
 JOBS = tuple(dict.fromkeys([*(job for pair in PAIRS for job in pair), *OTHERS]))
 
 
@@ -178,7 +181,7 @@ def export(folder: Path, only: list[str] | None) -> None:
         module.cuda()
         for job in {job.truth: job for job in jobs}.values():
             generator = torch.Generator().manual_seed(job.batch)
-            inputs = torch.randn(SETS[job.batch], job.batch, 3, side, side, generator=generator)
+            inputs = torch.randn(SETS, job.batch, 3, side, side, generator=generator)
             keep_truth(module, inputs, folder / job.truth)
 
 
@@ -226,45 +229,82 @@ def _pair_name(pair: tuple[Job, Job]) -> str:
 
 
 def _plan(job: Job, folder: Path) -> Path:
-    return folder / f"{_file_name(job.name)}.engine"
+    return plan_of(folder / job.exported, job.precision, _plugins(job), job.level)
+
+
+def _plugins(job: Job) -> str | None:
+    return "on" if job.optimized else None
 
 
 def _engine(job: Job, folder: Path) -> dict[str, Any]:
     """Builds one engine and compares it with PyTorch; an engine that cannot be built is a result, too."""
-    import swinopt
-    from swinopt import tensorrt
+    from swinopt.engine import Engine
 
-    start = time.perf_counter()
-    model: Any = folder / job.exported
-    if job.optimized:
-        model = swinopt.optimize(model, target=target(), verify=False)
-    optimized = time.perf_counter()
-    try:
-        engine = tensorrt.build(
-            model,
-            precision=job.precision,
-            timing_cache=folder / f"{job.precision}.timing.cache",
-            optimization_level=None if job in TIMED else _QUICKLY,
-            plugins="on",
-        )
-    except swinopt.SwinoptError as error:
-        return {"error": " ".join(str(error).split())[:400]}
-    built = time.perf_counter()
+    told = built(folder / job.exported, job.precision, _plugins(job), job.level)
+    if "error" in told:
+        return told
     truth = np.load(folder / job.truth)
-    with engine:
+    with Engine.load(_plan(job, folder)) as engine:
         (name,) = engine.outputs
         (image,) = engine.inputs
         outputs = np.stack([engine.run({image: images})[name] for images in truth["inputs"]])
-        engine.save(_plan(job, folder))
     return {
-        "optimize_s": round(optimized - start, 1),
-        "build_s": round(built - optimized, 1),
-        "plugin_layers": engine.plugin_layers,
+        **told,
         "plugins_wanted": _plugins_of(job),
         "max_abs_diff": float(np.abs(outputs - truth["outputs"]).max()),
         "nan": int(np.isnan(outputs).sum()),
         "largest_output": float(np.abs(truth["outputs"]).max()),
     }
+
+
+def built(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> dict[str, Any]:
+    """Builds an engine beside an exported model, unless it is there: what is told of it, or the error it failed with.
+
+    ``plugins``: None is the graph as it was exported, for stock TensorRT.
+    """
+    import swinopt
+    from swinopt import tensorrt
+    from swinopt.engine import write_whole
+
+    plan = plan_of(exported, precision, plugins, level)
+    told = plan.with_suffix(".json")
+    if told.exists():
+        found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+        return found
+    model: Any = exported
+    start = time.perf_counter()
+    try:
+        if plugins is not None:
+            model = swinopt.optimize(model, target=target(), verify=False)
+        optimized = time.perf_counter()
+        with tensorrt.build(
+            model,
+            precision=precision,
+            timing_cache=exported.parent / f"{precision}.timing.cache",
+            optimization_level=level,
+            plugins=plugins or "off",
+        ) as engine:
+            engine.save(plan)
+            found = {
+                "optimize_s": round(optimized - start, 1),
+                "build_s": round(time.perf_counter() - optimized, 1),
+                "plugin_layers": engine.plugin_layers,
+                "choices": [choice.to_dict() for choice in engine.choices],
+                "notes": list(engine.notes),
+            }
+    except swinopt.SwinoptError as error:
+        found = {"error": " ".join(str(error).split())[:400]}
+    found["TensorRT"] = tensorrt_version()
+    write_whole(told, json.dumps(found).encode())
+    return found
+
+
+def plan_of(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> Path:
+    """Where :func:`built` puts an engine."""
+    level_name = "" if level is None else f"-level{level}"
+    name = f"{exported.stem}-{precision}-{tensorrt_version()}-{plugins or 'stock'}{level_name}"
+    # Without the dots of the version, of which with_suffix would take the last for the suffix.
+    return exported.parent / f"{name.replace('.', '_')}.engine"
 
 
 def _plugins_of(job: Job) -> int:

@@ -4,18 +4,18 @@
                               [--rows TEXT] [--columns TEXT] [--seconds N] [--at-a-time N] [--report]
 
 Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live in Pythons of their own; TensorRT 8.6
-needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them TensorRT's
-builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is given;
-``--rows`` and ``--columns`` take names or parts of them, several if need be; ``--seconds`` starts no cell after that
-time; ``--at-a-time`` first makes the engines and compiled modules of all that is asked for, so many at the same time:
-they may disturb one another's choices a little, stock TensorRT's and swinopt's alike. The cells of a row are measured
-one after the other, each in a process of its own, and bear the time of their run: the report says which rows are from
-more than one. Engines of swinopt and of stock TensorRT are timed in turns as well, where one run makes both, and that
-is what their ratio is taken from.
+needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them
+TensorRT's builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is
+given; ``--rows`` and ``--columns`` take names or parts of them, several if need be; with ``--seconds`` it ends after
+that time, and leaves what is not done then for the next run; ``--at-a-time`` first makes the engines and compiled
+modules of all that is asked for, so many at the same time: they may disturb one another's choices a little, stock
+TensorRT's and swinopt's alike. The cells of a row are measured one after the other, each in a process of its own, and
+bear the time of their run: the report says which rows are from more than one. Engines of swinopt and of stock
+TensorRT are timed in turns as well, where one run makes both, and that is what their ratio is taken from. Exports and
+engines that plugins.py has left in FOLDER serve here, too.
 
 Writes benchmarks/results/h200.json, h200.md, two plots and, where the README has the markers ``<!-- speed -->`` and
-``<!-- /speed -->``, the table between them; ``--report`` does only that. Exits with
-1 if a bar is missed.
+``<!-- /speed -->``, the table between them; ``--report`` does only that. Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "h200", help=kept)
     parser.add_argument("--rows", action="append", help="a part of the names of rows to measure")
     parser.add_argument("--columns", action="append", help="a part of the names of columns to measure")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after this time")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after this time")
     parser.add_argument("--at-a-time", type=int, default=0, help="engines and modules to be made at the same time")
     parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the results")
@@ -151,22 +151,24 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
     if arguments.at_a_time:
         _prepare(wanted, pythons, arguments.folder, arguments.at_a_time, end)
     for row, missing in wanted.items():
-        if time.monotonic() > end:
-            return
         # Every run measures its peaks, and what others read does not outlive the machine.
         if store.cells.get(PEAKS, {}).get(PEAKS, {}).get("run") != run:
-            peaks = _cell(PEAKS, row, sys.executable, arguments.folder)
+            peaks = _cell(PEAKS, row, sys.executable, arguments.folder, end)
+            if peaks is None:
+                return
             if "error" in peaks:
                 raise SystemExit(f"nothing can be measured here: {peaks['error']}")
             store.add(PEAKS, PEAKS, {**peaks, "run": run})
-        exported = _cell("export", row, sys.executable, arguments.folder)
+        exported = _cell("export", row, sys.executable, arguments.folder, end)
+        if exported is None:
+            return
         if "error" in exported:
             print(f"{row.name} cannot be exported: {exported['error']}")
             continue
         for column in missing:
-            if time.monotonic() > end:
+            found = _cell(column, row, pythons[COLUMNS[column]], arguments.folder, end)
+            if found is None:
                 return
-            found = _cell(column, row, pythons[COLUMNS[column]], arguments.folder)
             if "error" in found and "ms" in store.cells.get(row.name, {}).get(column, {}):
                 print(f"{row.name}, {column}: kept what was measured before, since now: {found['error']}")
                 continue
@@ -191,9 +193,8 @@ def _prepare(wanted: dict[Row, list[str]], pythons: dict[str, str], folder: Path
 
     def make(task: tuple[Row, str]) -> None:
         row, column = task
-        if time.monotonic() < end:
-            python = sys.executable if column == "export" else pythons[COLUMNS[column]]
-            _cell(column, row, python, folder, prepare=column != "export")
+        python = sys.executable if column == "export" else pythons[COLUMNS[column]]
+        _cell(column, row, python, folder, end, prepare=column != "export")
 
     with ThreadPoolExecutor(at_a_time) as pool:
         list(pool.map(make, [(row, "export") for row in wanted]))
@@ -201,18 +202,22 @@ def _prepare(wanted: dict[Row, list[str]], pythons: dict[str, str], folder: Path
         list(pool.map(make, [(row, c) for row, missing in wanted.items() for c in columns if c in missing]))
 
 
-def _cell(column: str, row: Row, python: str, folder: Path, prepare: bool = False) -> dict[str, Any]:
-    """Runs one cell in a process of its own; one that dies is a result as well."""
+def _cell(column: str, row: Row, python: str, folder: Path, end: float, prepare: bool = False) -> dict[str, Any] | None:
+    """Runs one cell in a process of its own; one that dies is a result as well, and None is one that was cut off."""
     output = folder / f"{row.name} {column}.json".replace(" ", "_")
     output.unlink(missing_ok=True)
     names = [column, row.model, row.precision, str(row.batch), str(folder), str(output)]
     names += ["--prepare"] if prepare else []
+    left = end - time.monotonic()
+    if left <= 0:
+        return None
     print(f"{row.name}: {column}{' (to be measured)' if prepare else ''}", flush=True)
     lost = {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": {}}
+    command = [python, str(ROOT / "benchmarks" / "cells.py"), *names]
     try:
-        done = subprocess.run([python, str(ROOT / "benchmarks" / "cells.py"), *names], timeout=_LONGEST_CELL)
+        done = subprocess.run(command, timeout=min(_LONGEST_CELL, left))
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {_LONGEST_CELL} s", **lost}
+        return None if left < _LONGEST_CELL else {"error": f"not done after {_LONGEST_CELL} s", **lost}
     if not output.exists():
         return {"error": f"the process ended with {done.returncode}", **lost}
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
@@ -376,7 +381,7 @@ def _details(row: Row, column: str, cell: dict[str, Any]) -> list[str]:
         f"{cell['of_peak']:.1%}" if "of_peak" in cell else "",
         f"{cell['max_abs_diff']:.1e}",
         str(cell["nan"]),
-        str(cell.get("build_s", "")),
+        f"{cell['build_s'] + cell.get('optimize_s', 0):.1f}" if "build_s" in cell else "",
         str(cell["memory_mib"]),
     ]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+import time
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +105,7 @@ def test_rounds_in_turns_count_within_a_run_alone(h200: ModuleType) -> None:
 def test_what_is_there_is_not_measured_again(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def measured(column: str, row: Any, python: str, folder: Path) -> dict[str, Any]:
+    def measured(column: str, row: Any, python: str, folder: Path, end: float) -> dict[str, Any]:
         asked.append((column, python))
         if column == "peaks":
             return dict(PEAKS)
@@ -140,7 +143,7 @@ def test_what_takes_long_is_made_first_and_measured_then(
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    def measured(column: str, row: Any, python: str, folder: Path, prepare: bool = False) -> dict[str, Any]:
+    def measured(column: str, row: Any, python: str, folder: Path, end: float, prepare: bool = False) -> dict[str, Any]:
         asked.append((column, prepare))
         made = {"peaks": dict(PEAKS), "export": {"flop_per_image": 15e9}}.get(column, cell())
         made.pop("run", None) if column not in ("peaks", "export") else None
@@ -160,16 +163,35 @@ def test_what_takes_long_is_made_first_and_measured_then(
     assert [column for column, _ in asked].count("swinopt") == 2
 
 
-def test_no_cell_is_begun_after_the_time(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(h200, "_cell", lambda *_: pytest.fail("a cell was measured"))
-    assert h200.main(["--folder", str(tmp_path), "--seconds", "-1"]) == 1
+def test_nothing_is_begun_after_the_time(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a cell was measured"))
+    assert h200.main(["--folder", str(tmp_path), "--seconds", "-1", "--at-a-time", "2"]) == 1
+
+
+def test_what_is_not_done_at_the_end_is_left_for_the_next_run(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = executable(tmp_path / "slow", "exec sleep 60")
+    monkeypatch.setattr(sys, "executable", str(slow))
+    begun = time.monotonic()
+    assert h200.main(["--folder", str(tmp_path), "--seconds", "0.2"]) == 1
+    assert h200._cell("torch", h200.ROWS[0], str(slow), tmp_path, time.monotonic() + 0.2) is None
+    assert time.monotonic() < begun + 30
+    assert not (tmp_path / "results" / "h200.json").exists()
+    monkeypatch.setattr(h200, "_LONGEST_CELL", 0.2)
+    found = h200._cell("torch", h200.ROWS[0], str(slow), tmp_path, inf)
+    assert found["error"] == "not done after 0.2 s"
+
+
+def executable(path: Path, line: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return path
 
 
 def test_a_process_that_dies_is_a_result(h200: ModuleType, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 7\n")
-    python.chmod(0o755)
-    found = h200._cell("torch", h200.ROWS[0], str(python), tmp_path)
+    python = executable(tmp_path / "python", "exit 7")
+    found = h200._cell("torch", h200.ROWS[0], str(python), tmp_path, inf)
     assert found["error"] == "the process ended with 7"
     store = h200.Store(tmp_path / "results" / "h200.json")
     store.add("peaks", "peaks", PEAKS)
@@ -223,7 +245,7 @@ def test_an_engine_is_built_once_and_a_failure_kept(
     h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs TensorRT-RTX")
-    import cells
+    import engines
     import onnx
 
     from swinopt import plugin_library, tensorrt
@@ -231,13 +253,13 @@ def test_an_engine_is_built_once_and_a_failure_kept(
 
     monkeypatch.setenv("SWINOPT_TENSORRT", "tensorrt_rtx")
     monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
-    cell = cells.Cell("Swin-T 224", "fp16", 1, tmp_path, 0)
-    onnx.save(parse("g (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }"), cell.exported("torchscript"))
-    cell.exported("torchscript-unfolded").write_bytes(b"no model")
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    onnx.save(parse("g (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }"), good)
+    bad.write_bytes(b"no model")
     for _ in range(2):
-        made = cells._built(cell, "torchscript", None)
+        made = engines.built(good, "fp16", None)
         assert made["plugin_layers"] == 0 and made["build_s"] >= 0 and "error" not in made
-        assert cells._plan(cell, "torchscript", None).stat().st_size > 1000
-        assert "is not an ONNX model" in cells._built(cell, "torchscript-unfolded", "off")["error"]
-        assert not cells._plan(cell, "torchscript-unfolded", "off").exists()
+        assert engines.plan_of(good, "fp16", None).stat().st_size > 1000
+        assert "is not an ONNX model" in engines.built(bad, "fp16", "off")["error"]
+        assert not engines.plan_of(bad, "fp16", "off").exists()
         monkeypatch.setattr(tensorrt, "build", lambda *_, **__: pytest.fail("it was built again"))
