@@ -326,7 +326,7 @@ def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
     ours, stock = (Engine.load(_plan(job, folder)) for job in pair)
     with ours, stock:
         rounds = [(ours.benchmark(runs=_RUNS), stock.benchmark(runs=_RUNS)) for _ in range(_ROUNDS)]
-        layers = str(ours.profile(runs=10)).splitlines()
+        layers = ours.profile(runs=10)
     medians = [sorted(side[i].median for side in rounds)[_ROUNDS // 2] for i in (0, 1)]
     ratios = sorted(a.median / b.median for a, b in rounds)
     return {
@@ -336,7 +336,8 @@ def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
         "ratios": [ratios[0], ratios[-1]],
         "spread": max(side[i].spread for side in rounds for i in (0, 1)),
         "cuda_graph": all(timing.graph for side in rounds for timing in side),
-        "layers": layers[:40],
+        "kinds": {kind: [len(found), sum(found.values())] for kind, found in layers.kinds.items()},
+        "layers": dict(layers.layers),
     }
 
 

@@ -144,6 +144,17 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
             ],
         ),
         "",
+        "By kind of layer, as TensorRT measures them one by one, which takes longer than all of them together.",
+        "",
+        *table(
+            ["pair", "kind", "layers", "ms", "share"],
+            [
+                [name, kind, count, f"{ms:.3f}", f"{ms / sum(ms for _, ms in pair['kinds'].values()):.1%}"]
+                for name, pair in found["pairs"].items()
+                for kind, (count, ms) in pair["kinds"].items()
+            ],
+        ),
+        "",
         "## Kernels",
         "",
         "Largest error ‖out - ref‖ / ‖ref‖ against float64 over the sweep of the tests (windows, shifts, heads, sizes "

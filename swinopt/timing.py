@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from swinopt import ops
+
+#: How TensorRT names the layers that it puts between two others.
+_REFORMATTING = "Reformatting CopyNode"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -98,8 +103,22 @@ class LayerTimes:
         """Milliseconds of all layers."""
         return sum(self.layers.values())
 
+    @property
+    def kinds(self) -> Mapping[str, Mapping[str, float]]:
+        """The layers by kind, the kind that takes longest first: swinopt's plugins by op, reformatting, and the rest.
+
+        Plugins are told by the names that swinopt gives their nodes.
+        """
+        kinds: dict[str, dict[str, float]] = {}
+        for name, ms in self.layers.items():
+            op = name.split("_")[0]
+            kind = op if op in ops.SPECS else "reformatting" if name.startswith(_REFORMATTING) else "other"
+            kinds.setdefault(kind, {})[name] = ms
+        return dict(sorted(kinds.items(), key=lambda item: -sum(item[1].values())))
+
     def __str__(self) -> str:
-        rows = [f"{ms:9.4f} ms {ms / self.total:7.1%}  {name}" for name, ms in self.layers.items()]
+        kinds = ((f"{kind}: {len(layers)} layers", sum(layers.values())) for kind, layers in self.kinds.items())
+        rows = (f"{ms:9.4f} ms {ms / self.total:7.1%}  {name}" for name, ms in (*kinds, *self.layers.items()))
         return "\n".join([f"{self.total:9.4f} ms {len(self.layers)} layers, mean of {self.runs} runs", *rows])
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ from swinopt import cuda, dlpack, plugin_library, tensorrt_module
 from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from swinopt.interface import Interface, Value
+from swinopt.timing import LayerTimes
 from tests import fake_gpu
 
 
@@ -346,6 +347,21 @@ def test_a_profile_lists_the_longest_layer_first(engine: Engine) -> None:
     assert "75.0%  large" in str(layers) and "<td>small</td>" in layers._repr_html_()
     engine.run({"x": ones(1)})
     assert engine._trt.engine.contexts[-1].profiler is None, "profiling must not slow down what comes later"
+
+
+def test_a_profile_sums_up_by_kind() -> None:
+    layers = LayerTimes(
+        {
+            "{ForeignNode[norm]}": 0.4,
+            "WindowAttention_a": 0.3,
+            "WindowAttention_b": 0.2,
+            "Reformatting CopyNode for Input Tensor 0 to x": 0.1,
+        },
+        runs=1,
+    )
+    assert list(layers.kinds) == ["WindowAttention", "other", "reformatting"]
+    assert dict(layers.kinds["WindowAttention"]) == {"WindowAttention_a": 0.3, "WindowAttention_b": 0.2}
+    assert "0.5000 ms   50.0%  WindowAttention: 2 layers" in str(layers)
 
 
 def test_a_profile_that_fails_leaves_no_profiler(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
