@@ -12,8 +12,8 @@
 // tensor cores with windows from about 16 on.
 //
 //   small.cuh   up to 64 tokens, heads of 32 channels, 16 bits: the Swins as published
-//   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits
-//   single.cuh  the same in fp32, on the plain units
+//   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits; fp32 as products of TF32, from Ampere on
+//   single.cuh  fp32 on the plain units
 //
 // plan.h and plan.py say which, and how the work is cut.
 #pragma once

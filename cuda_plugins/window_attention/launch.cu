@@ -27,7 +27,7 @@ Kernel small_kernel(WindowAttentionPlan const& plan) {
 
 template <class T, int kDim, int kKeys, bool kCosine>
 Kernel tiled_kernel_of() {
-    static_assert(sizeof(TiledStorage<T, kDim, kKeys>) == tiled_storage_bytes(kDim, kKeys));
+    static_assert(sizeof(TiledStorage<T, kDim, kKeys>) == tiled_storage_bytes(sizeof(T), kDim, kKeys));
     return window_attention_tiled<T, kDim, kKeys, kCosine>;
 }
 
@@ -63,9 +63,30 @@ Kernel half_kernel(WindowAttentionPlan const& plan) {
     return plan.keys == 48 ? tiled_kernel<T, 48, kCosine>(plan.dim) : tiled_kernel<T, 64, kCosine>(plan.dim);
 }
 
+template <int kKeys, bool kCosine>
+Kernel tiled_float_kernel(int dim) {
+    switch (dim) {
+        case 32: return tiled_kernel_of<float, 32, kKeys, kCosine>();
+        case 64: return tiled_kernel_of<float, 64, kKeys, kCosine>();
+        case 96: return tiled_kernel_of<float, 96, kKeys, kCosine>();
+        default: return tiled_kernel_of<float, 128, kKeys, kCosine>();
+    }
+}
+
+template <bool kCosine>
+Kernel float_kernel(WindowAttentionPlan const& plan) {
+    if constexpr (kFloatTiles) {
+        if (plan.kernel == WindowAttentionKernel::kTiled) {
+            if (plan.keys == 56) return tiled_kernel_of<float, 32, 56, kCosine>();
+            return plan.keys == 48 ? tiled_float_kernel<48, kCosine>(plan.dim) : tiled_float_kernel<64, kCosine>(plan.dim);
+        }
+    }
+    return single_kernel<kCosine>(plan.dim);
+}
+
 template <bool kCosine>
 Kernel kernel_of(WindowAttentionPlan const& plan, DType dtype) {
-    if (plan.kernel == WindowAttentionKernel::kSingle) return single_kernel<kCosine>(plan.dim);
+    if (dtype == DType::kFloat32) return float_kernel<kCosine>(plan);
     return dtype == DType::kFloat16 ? half_kernel<__half, kCosine>(plan) : half_kernel<__nv_bfloat16, kCosine>(plan);
 }
 

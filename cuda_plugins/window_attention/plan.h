@@ -18,6 +18,12 @@ struct WindowAttentionPlan {
     int row_tiles = 0;  // kSmall: of 16 queries, those that a block computes
 };
 
+// Whether tiled.cuh takes single precision: right by emulation, and off until a GPU has shown what it brings.
+#ifndef SWINOPT_FLOAT_TILES
+#define SWINOPT_FLOAT_TILES 0
+#endif
+constexpr bool kFloatTiles = SWINOPT_FLOAT_TILES;
+
 constexpr int kLargestWindow = 1024, kLargestHead = 128, kLargestSmallWindow = 64, kSmallHead = 32;
 constexpr int kReserved = 1024;  // bytes of shared memory that CUDA takes for each block
 // Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of
@@ -61,8 +67,9 @@ inline char const* window_attention_unsupported(WindowAttentionParams const& p, 
 // Shared memory of a block: what single.cuh and tiled.cuh lay down in structs.
 constexpr int single_storage_bytes(int dim) { return 4 * (3 * 32 * (dim + 4) + 4 * 8 * 32 + 2 * 32); }
 
-constexpr int tiled_storage_bytes(int dim, int keys) {
-    return 2 * (64 + 2 * (dim <= 64 ? 2 : 1) * keys) * (dim + 8) + 4 * keys;
+// size: bytes of an element.
+constexpr int tiled_storage_bytes(int size, int dim, int keys) {
+    return size * (64 + 2 * (dim <= 64 ? 2 : 1) * keys) * (dim + 16 / size) + 4 * keys;
 }
 
 // For what window_attention_unsupported lets pass; fills in how `p` is cut.
@@ -79,33 +86,36 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
     p.windows_per_block = p.row_groups = p.heads_per_block = 1;
     p.inverse_scale = p.logit_scale || p.scale == 0 ? 1 : 1 / p.scale;
 
-    if (dtype == DType::kFloat32) {
-        int const dim = p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : 128;
-        return {WindowAttentionKernel::kSingle, dim, 32, ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads,
-                128, single_storage_bytes(dim)};
-    }
     int const tiles = window <= 32 ? 4 : window <= 56 ? 7 : 8;
     auto const most_warps = [&](int row_tiles) { return tiles * row_tiles <= 8 ? 16 : 8; };  // as small.cuh says
     int const head_bytes = 4 * window * (tiles % 2 ? 8 * tiles : 8 * tiles + 8);  // of one head's bias in float
     int const warp_bytes = 3 * tiles * 32 * 16;
-    bool const is_small = p.head_dim == kSmallHead && window <= kLargestSmallWindow &&
+    bool const is_float = dtype == DType::kFloat32;
+    bool const is_small = !is_float && p.head_dim == kSmallHead && window <= kLargestSmallWindow &&
                           are_aligned({p.qkv, p.pad_qkv, p.output}, 16) && (p.logit_scale || p.scale > 1e-6f) &&
                           head_bytes + warp_bytes <= device.shared_bytes &&
                           windows * window * 6 * p.num_heads * kSmallHead < 1ll << 32 && windows < 1ll << 21;
     int const all_row_tiles = ceil_div(window, 16);
     if (!is_small) {
-        int const dim = p.head_dim <= 16   ? 16
-                        : p.head_dim <= 32 ? 32
-                        : p.head_dim <= 64 ? 64
-                        : p.head_dim <= 96 ? 96
-                                           : 128;
-        int const keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
-        p.row_groups = ceil_div(all_row_tiles, 4);
-        int const warps = ceil_div(all_row_tiles, p.row_groups);
-        int const query_slots = p.row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;
+        int const dim = p.head_dim <= 16 && !is_float ? 16
+                        : p.head_dim <= 32            ? 32
+                        : p.head_dim <= 64            ? 64
+                        : p.head_dim <= 96            ? 96
+                                                      : 128;
+        int keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
+        if (is_float && dim == 32 && window > 48 && window <= 56) keys = 56;  // windows of 7
+        int const row_groups = ceil_div(all_row_tiles, 4), warps = ceil_div(all_row_tiles, row_groups);
+        int const query_slots = row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;
         int const slots = query_slots > key_slots ? query_slots : key_slots;
-        return {WindowAttentionKernel::kTiled, dim, keys, p.row_groups * static_cast<int>(windows) * p.num_heads,
-                32 * warps, tiled_storage_bytes(dim, keys) + 4 * slots};
+        int const bytes = tiled_storage_bytes(is_float ? 4 : 2, dim, keys) + 4 * slots;
+        if (is_float && (!kFloatTiles || device.capability < 80 || bytes > device.shared_bytes)) {
+            int const plain = p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : 128;
+            return {WindowAttentionKernel::kSingle, plain, 32,
+                    ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads, 128, single_storage_bytes(plain)};
+        }
+        p.row_groups = row_groups;
+        return {WindowAttentionKernel::kTiled, dim, keys, row_groups * static_cast<int>(windows) * p.num_heads, 32 * warps,
+                bytes};
     }
     // The most warps that a multiprocessor takes, as one block or as two, and in a block as many heads side by side as
     // divide the heads.

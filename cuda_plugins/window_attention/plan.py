@@ -13,6 +13,8 @@ from swinopt.cuda_plugins.launch import CUDA_TYPES, Device, Launch, Tensor, Unsu
 
 _OP = "WindowAttention"
 
+#: Whether tiled.cuh takes single precision: right by emulation, and off until a GPU has shown what it brings.
+FLOAT_TILES = False
 LARGEST_WINDOW, LARGEST_HEAD = 1024, 128
 _LARGEST_SMALL_WINDOW, _SMALL_HEAD = 64, 32
 _SMALL_TILES, _TILED_DIMS, _SINGLE_DIMS = (4, 7, 8), (16, 32, 64, 96, 128), (32, 64, 128)
@@ -159,16 +161,14 @@ def _cut(
         p.roll[axis] = p.shift[axis] % p.size[axis] if p.roll_first else p.shift[axis]
     p.windows_per_block = p.row_groups = p.heads_per_block = 1
     p.inverse_scale = 1 if cosine or p.scale == 0 else 1 / p.scale
-    if dtype == "float32":
-        dim = _at_least(p.head_dim, _SINGLE_DIMS)
-        floats = 3 * 32 * (dim + 4) + 4 * 8 * 32 + 2 * 32
-        return "single", [str(dim)], math.ceil(n / 32) * windows * p.num_heads, 128, 4 * floats
     all_row_tiles = math.ceil(n / 16)
     tiles = _at_least(math.ceil(n / 8), _SMALL_TILES) if n <= _LARGEST_SMALL_WINDOW else 0
     head_bytes = 4 * n * (8 * tiles if tiles % 2 else 8 * tiles + 8)  # of one head's bias in float
     warp_bytes = 3 * tiles * 32 * 16
+    is_float = dtype == "float32"
     is_small = (
-        p.head_dim == _SMALL_HEAD
+        not is_float
+        and p.head_dim == _SMALL_HEAD
         and n <= _LARGEST_SMALL_WINDOW
         and aligned
         and (cosine or p.scale > _SMALLEST_SCALE)
@@ -177,14 +177,21 @@ def _cut(
         and windows < 1 << 21
     )
     if not is_small:
-        dim = _at_least(p.head_dim, _TILED_DIMS)
+        dim = _at_least(p.head_dim, _TILED_DIMS[1:] if is_float else _TILED_DIMS)
         keys = 48 if math.ceil(n / 48) * 48 < math.ceil(n / 64) * 64 else 64
-        p.row_groups = math.ceil(all_row_tiles / 4)
-        warps, stages = math.ceil(all_row_tiles / p.row_groups), 2 if dim <= 64 else 1
-        slots = max(p.row_groups * warps * 16, math.ceil(n / keys) * keys)
-        shared = 2 * (64 + 2 * stages * keys) * (dim + 8) + 4 * keys + 4 * slots
+        if is_float and dim == 32 and 48 < n <= 56:  # windows of 7
+            keys = 56
+        row_groups, stages, size = math.ceil(all_row_tiles / 4), 2 if dim <= 64 else 1, 4 if is_float else 2
+        warps = math.ceil(all_row_tiles / row_groups)
+        slots = max(row_groups * warps * 16, math.ceil(n / keys) * keys)
+        shared = size * (64 + 2 * stages * keys) * (dim + 16 // size) + 4 * keys + 4 * slots
+        if is_float and not (FLOAT_TILES and device.capability >= 80 and shared <= device.shared_bytes):
+            plain = _at_least(p.head_dim, _SINGLE_DIMS)
+            floats = 3 * 32 * (plain + 4) + 4 * 8 * 32 + 2 * 32
+            return "single", [str(plain)], math.ceil(n / 32) * windows * p.num_heads, 128, 4 * floats
+        p.row_groups = row_groups
         arguments = [CUDA_TYPES[dtype], str(dim), str(keys)]
-        return "tiled", arguments, p.row_groups * windows * p.num_heads, 32 * warps, shared
+        return "tiled", arguments, row_groups * windows * p.num_heads, 32 * warps, shared
     # The most warps that a multiprocessor takes, as one block or as two, and in a block as many heads side by side as
     # divide the heads.
     row_tiles = all_row_tiles if all_row_tiles <= 2 else 4

@@ -1,5 +1,5 @@
-// Single precision, without tensor cores: their fp32 mode (TF32) keeps 10 bits of the mantissa. Any window of up to 1024
-// tokens, heads of up to 128 channels, every pointer aligned to 4 bytes.
+// Single precision, without tensor cores. Any window of up to 1024 tokens, heads of up to 128 channels, every pointer
+// aligned to 4 bytes.
 //
 // A block computes 32 queries of one head of one window, 8 a warp, against tiles of 32 keys with an online softmax. For
 // the scores a lane is a key, for the result it is a channel; a warp's probabilities change hands in shared memory.

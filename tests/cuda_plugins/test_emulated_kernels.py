@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch")
 
 from swinopt import cuda_plugins  # noqa: E402 - only where torch is
 from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
+from swinopt.cuda_plugins.window_attention import plan as plan_module  # noqa: E402 - as above
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -46,6 +47,12 @@ unsigned char* emulation::shared_memory() { return swinopt::shared; }
 """
 
 
+@pytest.fixture(autouse=True)
+def float_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single precision on tensor cores too, where a device has them."""
+    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
+
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The launchers and kernels as they are, but for the instructions that only GPUs have."""
@@ -65,6 +72,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         (folder / f"{op}.cpp").write_text(DRIVER.format(op=op, params=f"{op_type}Params"), encoding="utf-8")
     library = folder / "emulated.so"
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{folder}", "-o", str(library)]
+    command.append("-DSWINOPT_FLOAT_TILES=1")
     done = subprocess.run([*command, *map(str, folder.glob("*.cpp"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))
@@ -196,13 +204,19 @@ def test_tiles(
     assert error < truth.TOLERANCES[torch.float16]
 
 
+@pytest.mark.parametrize("device", [HOPPER, TURING], ids=["tensor cores", "plain units"])
 @pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize(("window", "size"), [((7, 7), (9, 7)), ((2, 4, 4), (3, 4, 8)), ((9,), (20,))], ids=str)
-def test_single_precision(emulated: ctypes.CDLL, window: tuple[int, ...], size: tuple[int, ...], cosine: bool) -> None:
+@pytest.mark.parametrize(
+    ("window", "size", "head_dim"),
+    [((7, 7), (9, 7), 32), ((2, 4, 4), (3, 4, 8), 32), ((9,), (20,), 32), ((9, 8), (9, 8), 64), ((8, 8), (8, 8), 100)],
+    ids=str,
+)
+def test_single_precision(
+    emulated: ctypes.CDLL, window: tuple[int, ...], size: tuple[int, ...], head_dim: int, cosine: bool, device: Device
+) -> None:
     shift = tuple(w // 2 for w in window)
-    assert (
-        error_of(emulated, size, window, shift, 32, 2, torch.float32, cosine=cosine) < truth.TOLERANCES[torch.float32]
-    )
+    error = error_of(emulated, size, window, shift, head_dim, 2, torch.float32, cosine=cosine, device=device)
+    assert error < truth.TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -6,9 +6,11 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,6 +18,7 @@ from swinopt import cuda_plugins
 from swinopt.cuda_plugins import nvrtc
 from swinopt.cuda_plugins.launch import CUDA_TYPES, Device, Launch, Tensor
 from swinopt.cuda_plugins.nvrtc import CudaError
+from swinopt.cuda_plugins.window_attention import plan as plan_module
 from swinopt.errors import MissingDependencyError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
@@ -64,13 +67,23 @@ def patch_merging(dtype: str, channels: int, pointer: int, device: Device) -> La
     return cuda_plugins.plan("PatchMerging", [x, weights, weights], [output], {"epsilon": 1e-5}, device)
 
 
+def float_tiles() -> AbstractContextManager[Any]:
+    """Single precision on tensor cores, where a GPU has them, and the memory for it."""
+    return mock.patch.object(plan_module, "FLOAT_TILES", True)
+
+
 def launches(capability: int) -> Iterator[Launch]:
     device = Device(capability, multiprocessors=100, shared_bytes=64 * 1024)
+    larger = Device(capability, multiprocessors=100, shared_bytes=160 * 1024)
     dtypes = [dtype for dtype in CUDA_TYPES if dtype != "bfloat16" or capability >= 80]
     for dtype, pointer in itertools.product(dtypes, (0, 4)):  # aligned to 16 bytes, or to an element alone
         for window, dim, cosine in itertools.product((4, 5, 7, 8, 12), (16, 32, 64, 96, 128), (False, True)):
             for batch in (1, 50, 900):
                 yield attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=device, batch=batch)
+            if dtype == "float32":
+                with float_tiles():
+                    launch = attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=larger)
+                yield launch
         for channels in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
             yield add_layer_norm(dtype, channels, pointer, device)
             yield patch_merging(dtype, channels // 4, pointer, device)
@@ -94,6 +107,9 @@ def test_the_kernels_of_the_usual_models_keep_to_registers(capability: int) -> N
     device = Device(capability, multiprocessors=100, shared_bytes=64 * 1024)
     few = partial(attention, cosine=False, pointer=0, device=device)
     hot = [few("float16", 7, 32, batch=batch) for batch in (1, 50, 900)]
+    if capability >= 80:
+        with float_tiles():
+            hot += [attention("float32", w, 32, cosine=w > 7, pointer=0, device=device) for w in (7, 8, 12, 16)]
     for dtype in ("float16", "bfloat16") if capability >= 80 else ("float16",):
         hot += [attention(dtype, window, 32, cosine=True, pointer=0, device=device) for window in (8, 16)]
         hot.append(attention(dtype, 12, 32, cosine=False, pointer=0, device=device))

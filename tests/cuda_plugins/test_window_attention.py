@@ -6,12 +6,14 @@ import ctypes
 import math
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swinopt import cuda_plugins
 from swinopt.cuda_plugins.launch import CUDA_TYPES, ITEM_SIZES, Device, Launch, Tensor, Unsupported
+from swinopt.cuda_plugins.window_attention import plan as plan_module
 from swinopt.cuda_plugins.window_attention.plan import WindowAttentionParams
 from swinopt.errors import SwinoptError
 from tests.cuda_plugins import host_compiler
@@ -143,6 +145,23 @@ def test_the_kernel_is_the_one_for_it(asked: dict[str, Any], kernel: str) -> Non
     assert launch.source == "window_attention/kernel.cuh"
 
 
+@pytest.mark.parametrize(
+    ("asked", "kernel"),
+    [
+        ({}, "tiled<float, 32, 56, false>"),
+        ({"head_dim": 16, "size": (8, 8), "window": (8, 8)}, "tiled<float, 32, 64, false>"),
+        ({"size": (12, 12), "window": (12, 12)}, "tiled<float, 32, 48, false>"),
+        ({"head_dim": 65, "cosine": True}, "tiled<float, 96, 64, true>"),
+        ({"head_dim": 128, "device": DEVICES["A10"]}, "single<128, false>"),  # too little shared memory
+        ({"device": DEVICES["T4"]}, "single<32, false>"),  # whose tensor cores know no TF32
+    ],
+    ids=str,
+)
+def test_the_kernel_for_single_precision(asked: dict[str, Any], kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
+    assert plan(dtype="float32", **asked).kernel == f"swinopt::window_attention_{kernel}"
+
+
 def test_logit_scale_takes_the_place_of_any_scale() -> None:
     launch = plan(cosine=True, attributes={"scale": -1.0})
     assert "_small<" in launch.kernel and parameters_of(launch).inverse_scale == 1
@@ -242,8 +261,16 @@ class CppDevice(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("window_attention")
-    library = host_compiler.load("window_attention", WindowAttentionParams, SOURCE, folder)
+    return compiled(tmp_path_factory.mktemp("window_attention"))
+
+
+@pytest.fixture(scope="module")
+def twin_with_float_tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled(tmp_path_factory.mktemp("float_tiles"), "-DSWINOPT_FLOAT_TILES=1")
+
+
+def compiled(folder: Path, *options: str) -> ctypes.CDLL:
+    library = host_compiler.load("window_attention", WindowAttentionParams, SOURCE, folder, *options)
     library.unsupported.restype = ctypes.c_char_p
     library.plan.restype = WindowAttentionPlan
     return library
@@ -315,6 +342,17 @@ def test_cpp_cuts_the_work_alike(twin: ctypes.CDLL, name: str) -> None:
     source = random.Random(name)
     taken = {assert_planned_alike(twin, anything(source, DEVICES[name])) for _ in range(3000)}
     assert taken == {"small", "tiled", "single"}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_cpp_cuts_the_work_alike_with_float_tiles(
+    twin_with_float_tiles: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
+    source = random.Random(name)
+    taken = {assert_planned_alike(twin_with_float_tiles, anything(source, DEVICES[name])) for _ in range(3000)}
+    # Single precision on the plain units is what is left where there are no tensor cores for it, or little memory.
+    assert taken == {"small", "tiled"} | ({"single"} if name in ("T4", "A10", "RTX 5090") else set())
 
 
 @pytest.mark.parametrize("name", DEVICES)

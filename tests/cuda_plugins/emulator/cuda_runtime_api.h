@@ -45,6 +45,7 @@ struct dim3 {
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 using std::max;
 using std::min;
 
@@ -245,6 +246,12 @@ inline float __int_as_float(int bits) {
     float x;
     std::memcpy(&x, &bits, 4);
     return x;
+}
+inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
 }
 template <class T>
 T __ldg(T const* from) {
