@@ -76,7 +76,8 @@ def build(
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
             Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too,
-            in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32.
+            in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32. The
+            embedding of patches is one of them, and the norms of V1's patch merging become plugins with them.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, for its sums in
             float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that the next build
