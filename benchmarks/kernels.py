@@ -2,14 +2,15 @@
 
     python benchmarks/kernels.py [--json FILE] [--no-sweep]
 
-Needs PyTorch with CUDA and cuda-bindings. Errors come first: a kernel that is wrong is not timed. Times are medians of
-CUDA-graph replays over rotating inputs, all in one run; the copy beside them is a device-to-device copy of 8 GB.
-Exits with 1 if a bar is missed.
+Needs PyTorch with CUDA and cuda-bindings; linears are timed where the plugin library is. Errors come first: a kernel
+that is wrong is not timed. Times are medians of CUDA-graph replays over rotating inputs, all in one run; the copy
+beside them is a device-to-device copy of 8 GB. Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import math
@@ -21,8 +22,10 @@ from typing import Any
 
 import torch
 
+from swinopt import plugin_library
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.cuda_plugins import truth
+from tests.cuda_plugins import linears, truth
 
 #: Share of the copy bandwidth that window attention in fp16 has to reach at Swin-B's first stage with 32 images.
 BANDWIDTH_BAR = 0.70
@@ -60,9 +63,11 @@ def main() -> int:
     result["copy_tb_s"] = copy_bandwidth()
     result["stages"] = list(speeds(result["copy_tb_s"]))
     result["norms"] = list(norm_speeds(result["copy_tb_s"]))
+    result["linears"] = list(linear_speeds())
     print(f"{result['gpu']}: a copy moves {result['copy_tb_s']:.2f} TB/s")
     show(result["stages"])
     show(result["norms"])
+    show(result["linears"])
     missed = missed_bars(result)
     result["missed"] = missed
     print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
@@ -230,6 +235,59 @@ def _norm_row(name: str, calls: Sequence[Callable[[], Any]], size: int, copy: fl
     }
 
 
+def linear_speeds() -> Iterator[dict[str, Any]]:
+    """Swin-B's linears in fp16 by the plugin library, tuned as an engine's are, beside PyTorch's."""
+    path = plugin_library.find_library()
+    if path is None or not plugin_library.cublaslt_version(path):
+        print("linears are not timed: the plugin library or cuBLASLt is missing (swinopt build-plugins)")
+        return
+    library = ctypes.CDLL(str(path))
+    for batch, stage in itertools.product((32, 1), range(4)):
+        rows, c = batch * (56 >> stage) ** 2, 128 << stage
+        for name, (inputs, outputs) in {
+            "qkv": (c, 3 * c),
+            "proj": (c, c),
+            "fc1": (c, 4 * c),
+            "fc2": (4 * c, c),
+        }.items():
+            calls, peers = [], []
+            size = 2 * (rows * (inputs + 2 * outputs) + inputs * outputs)
+            for _ in range(max(2, min(16, math.ceil(_INPUT_BYTES / size)))):
+                x, weight, bias, residual = linears.tensors(rows, inputs, outputs, torch.float16)
+                given = (x, weight, bias, residual if name in ("proj", "fc2") else None, torch.empty_like(residual))
+                calls.append((*given, int(name == "fc1")))
+                peers.append(partial(torch_linear, *given[:4], name == "fc1"))
+            tuned = linears.Call(*calls[0]).tune(library)
+            launches = [partial(_launched, linears.Call(*call, tuned), library) for call in calls]
+            (median, spread), (peer, _) = graph_time(launches), graph_time(peers)
+            yield {
+                "linear (Swin-B, fp16)": f"{name}, stage {stage + 1}, B={batch}",
+                "us": round(median * 1e6, 2),
+                "spread": f"{spread:.1%}",
+                "TFLOP/s": round(2 * rows * inputs * outputs / median / 1e12),
+                "torch us": round(peer * 1e6, 2),
+                "times faster": round(peer / median, 2),
+            }
+            del calls, peers, launches
+            torch.cuda.empty_cache()
+
+
+def _launched(call: linears.Call, library: Any) -> None:
+    status = call.launch(library)
+    if status:
+        raise SystemExit(f"a linear was not launched: CUDA error {status}")
+
+
+def torch_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, gelu: bool
+) -> torch.Tensor:
+    """The same in PyTorch: a product with bias, and then what follows it."""
+    y = torch.addmm(bias, x, weight)
+    if gelu:
+        y = torch.nn.functional.gelu(y, approximate="tanh")
+    return y if residual is None else y + residual
+
+
 def missed_bars(result: dict[str, Any]) -> list[str]:
     missed = []
     for dtype, found in result.get("errors", {}).items():
@@ -243,6 +301,8 @@ def missed_bars(result: dict[str, Any]) -> list[str]:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
     heads = list(rows[0])
     cells = [[_text(row.get(head, "")) for head in heads] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]

@@ -179,8 +179,21 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         "",
         *table(list(found["norms"][0]), [list(row.values()) for row in found["norms"]]),
         "",
+        *linears(found["linears"]),
     ]
     return "\n".join(lines)
+
+
+def linears(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "Linears with what follows them (GELU behind fc1, the residual addition behind proj and fc2), tuned as those "
+        "of an engine; beside them PyTorch's product with bias, and GELU or addition by themselves.",
+        "",
+        *table(list(rows[0]), [list(row.values()) for row in rows]),
+        "",
+    ]
 
 
 if __name__ == "__main__":

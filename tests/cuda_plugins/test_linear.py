@@ -12,27 +12,15 @@ from swinopt import plugin_library
 
 torch = pytest.importorskip("torch")
 
+from tests.cuda_plugins.linears import Call, tensors  # noqa: E402 - only where torch is
+
 pytestmark = pytest.mark.gpu
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 INVALID = 1  # cudaErrorInvalidValue
-WORKSPACE = 32 << 20
 #: (inputs, outputs): Swin's and what is none.
 SIZES = [(128, 384), (128, 128), (512, 128), (96, 384), (1024, 4096), (4096, 1024), (8, 8), (24, 1000), (136, 40)]
 ROWS = [1, 7, 49, 196, 6273]
-
-
-class Params(ctypes.Structure):
-    """LinearParams of cuda_plugins/linear/params.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "output", "workspace")),
-        ("workspace_bytes", ctypes.c_size_t),
-        *((name, ctypes.c_int) for name in ("rows", "inputs", "outputs", "gelu")),
-        ("tuned", ctypes.c_void_p),
-        ("tuned_bytes", ctypes.c_size_t),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -45,44 +33,10 @@ def library() -> Any:
     return ctypes.CDLL(str(path))
 
 
-class Call:
-    """One call of the library; the tensors live as long as it."""
-
-    def __init__(
-        self, x: Any, weight: Any, bias: Any, residual: Any, output: Any, gelu: int = 0, tuned: bytes = b""
-    ) -> None:
-        workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
-        self.tensors = (x, weight, bias, residual, output, workspace)
-        self.tuned = ctypes.create_string_buffer(tuned, len(tuned)) if tuned else None
-        pointers = [None if t is None else t.data_ptr() for t in self.tensors]
-        sizes = [x.numel() // x.shape[-1], *weight.shape]
-        bytes_at = ctypes.addressof(self.tuned) if self.tuned is not None else None
-        self.params = Params(*pointers, WORKSPACE, *sizes, gelu, bytes_at, len(tuned))
-        self.dtype = DTYPES[x.dtype]
-
-    def launch(self, library: Any) -> int:
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        status: int = library.swinopt_linear(ctypes.byref(self.params), self.dtype, stream)
-        return status
-
-    def tune(self, library: Any) -> bytes:
-        room = ctypes.create_string_buffer(256)
-        library.swinopt_tune_linear.restype = ctypes.c_size_t
-        count = library.swinopt_tune_linear(ctypes.byref(self.params), self.dtype, room, ctypes.c_size_t(256))
-        return room.raw[:count]
-
-
 def status_of(library: Any, x: Any, weight: Any, bias: Any, residual: Any, output: Any, gelu: int = 0) -> int:
     status = Call(x, weight, bias, residual, output, gelu).launch(library)
     torch.cuda.synchronize()
     return status
-
-
-def tensors(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> list[Any]:
-    def random(*shape: int) -> Any:
-        return torch.randn(*shape, device="cuda", dtype=torch.float32).to(dtype)
-
-    return [random(rows, inputs), random(inputs, outputs) / inputs**0.5, random(outputs), random(rows, outputs)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

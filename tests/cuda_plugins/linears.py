@@ -1,0 +1,57 @@
+"""The plugin library's linears as its C interface has them: for tests and benchmarks on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+WORKSPACE = 32 << 20
+
+
+class Params(ctypes.Structure):
+    """LinearParams of cuda_plugins/linear/params.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "output", "workspace")),
+        ("workspace_bytes", ctypes.c_size_t),
+        *((name, ctypes.c_int) for name in ("rows", "inputs", "outputs", "gelu")),
+        ("tuned", ctypes.c_void_p),
+        ("tuned_bytes", ctypes.c_size_t),
+    )
+
+
+class Call:
+    """One call of the library; the tensors live as long as it."""
+
+    def __init__(
+        self, x: Any, weight: Any, bias: Any, residual: Any, output: Any, gelu: int = 0, tuned: bytes = b""
+    ) -> None:
+        workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
+        self.tensors = (x, weight, bias, residual, output, workspace)
+        self.tuned = ctypes.create_string_buffer(tuned, len(tuned)) if tuned else None
+        pointers = [None if t is None else t.data_ptr() for t in self.tensors]
+        sizes = [x.numel() // x.shape[-1], *weight.shape]
+        bytes_at = ctypes.addressof(self.tuned) if self.tuned is not None else None
+        self.params = Params(*pointers, WORKSPACE, *sizes, gelu, bytes_at, len(tuned))
+        self.dtype = DTYPES[x.dtype]
+
+    def launch(self, library: Any) -> int:
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        status: int = library.swinopt_linear(ctypes.byref(self.params), self.dtype, stream)
+        return status
+
+    def tune(self, library: Any) -> bytes:
+        room = ctypes.create_string_buffer(256)
+        library.swinopt_tune_linear.restype = ctypes.c_size_t
+        count = library.swinopt_tune_linear(ctypes.byref(self.params), self.dtype, room, ctypes.c_size_t(256))
+        return room.raw[:count]
+
+
+def tensors(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> list[Any]:
+    def random(*shape: int) -> Any:
+        return torch.randn(*shape, device="cuda", dtype=torch.float32).to(dtype)
+
+    return [random(rows, inputs), random(inputs, outputs) / inputs**0.5, random(outputs), random(rows, outputs)]
