@@ -22,10 +22,12 @@ def maps_of(region: Region, facts: Facts) -> list[Shape] | None:
     ]
     for tensor in (region.source, *views):
         shapes = facts.shapes(tensor)
-        if shapes and all(len(s) == 4 and s[-1] == o[-1] for s, o in zip(shapes, source, strict=True)):
+        if shapes and all(len(s) == 4 and s[-1:] == o[-1:] for s, o in zip(shapes, source, strict=True)):
             return shapes
     merged = facts.shapes(region.target) or [()]
-    if all(len(m) == 4 and 4 * s[-1] == m[-1] and prod(s) == prod(m) for s, m in zip(source, merged, strict=True)):
+    if all(
+        len(m) == 4 and s and 4 * s[-1] == m[-1] and prod(s) == prod(m) for s, m in zip(source, merged, strict=True)
+    ):
         return [(b, 2 * h, 2 * w, c // 4) for b, h, w, c in merged]
     return None
 

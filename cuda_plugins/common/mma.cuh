@@ -1,4 +1,4 @@
-// Warp-wide matrix products on tensor cores for __half and __nv_bfloat16, and the moves that feed them.
+// Warp-wide matrix products on tensor cores for __half, __nv_bfloat16 and TF32, and the moves that feed them.
 //
 // A fragment is the piece of a small matrix that one thread of the warp holds. With group = lane / 4 and quad = lane % 4:
 //   A [16 x 16]  a0 (row group, columns 2 quad, +1), a1 (row group + 8), a2 (columns + 8), a3 (row + 8, columns + 8)
@@ -79,32 +79,9 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned const (&a)[4], unsig
 #endif
 }
 
-// A float as the sum of two numbers of TF32 (10 bits of mantissa behind the point), off by 2^-24 of it at the most, for
-// tensor cores, which read the upper 19 bits alone: those below are left as they are.
-__device__ __forceinline__ void split_tf32(float x, unsigned& big, unsigned& small) {
-    unsigned const half = 0x1000;  // of the last bit that is read
-    big = __float_as_uint(x) + half;
-    small = __float_as_uint(x - __uint_as_float(big & ~0x1fffu)) + half;
-}
-
-// Fragments of TF32, each number in two parts:
+// C += A B in TF32, floats of which the tensor cores read the upper 19 bits alone.
 //   A [16 x 8]  a0 (row group, column quad), a1 (row group + 8), a2 (column + 4), a3 (row + 8, column + 4)
 //   B [8 x 8]   b0 (row quad, column group), b1 (row + 4)
-// (PTX ISA, "Matrix fragments for mma.m16n8k8".)
-struct SplitA {
-    unsigned big[4], small[4];
-    __device__ __forceinline__ void set(int i, float x) { split_tf32(x, big[i], small[i]); }
-};
-
-struct SplitB {
-    unsigned big[2], small[2];
-    __device__ __forceinline__ SplitB(float b0, float b1) {
-        split_tf32(b0, big[0], small[0]);
-        split_tf32(b1, big[1], small[1]);
-    }
-};
-
-// C += A B.
 __device__ __forceinline__ void mma_tf32(float (&c)[4], unsigned const (&a)[4], unsigned const (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -113,12 +90,6 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], unsigned const (&a)[4], 
 #else
     __trap();  // the plan takes another kernel here
 #endif
-}
-
-// C += A B, but for the product of the big parts.
-__device__ __forceinline__ void mma_rest(float (&c)[4], SplitA const& a, SplitB const& b) {
-    mma_tf32(c, a.small, b.big);
-    mma_tf32(c, a.big, b.small);
 }
 
 // The 8 x 8 matrix of 16-bit numbers that the warp holds, a row in four threads, transposed.

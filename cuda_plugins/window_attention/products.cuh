@@ -1,6 +1,6 @@
 // What tiled.cuh does in its own way for each type: products of tiles on the tensor cores, biases, norms, exponentials.
 //
-// fp32 takes three products of TF32 for one: x = big + small, both of 11 bits, and
+// fp32 takes three products of TF32 for one: x = big + small, both of 11 bits and off by 2^-23 of it at the most, and
 //
 //   x y  =  big big + big small + small big        leaving out small small, 2^-22 of it
 //
@@ -138,6 +138,29 @@ struct Products {
 
     __device__ __forceinline__ static float reciprocal(float x) { return reciprocal_approximately(x); }
 };
+
+// A fragment of floats in two parts, for tensor cores that read the upper 19 bits alone: big is rounded to them, and of small one
+// bit at the most is cut off. A NaN has to stay one in the small part; in the big one the carry may make a zero of it.
+template <int kCount>
+struct Split {
+    unsigned big[kCount], small[kCount];
+    __device__ __forceinline__ void set(int i, float x) {
+        big[i] = __float_as_uint(x) + 0x1000u;
+        small[i] = __float_as_uint(x - __uint_as_float(big[i] & ~0x1fffu));
+    }
+};
+
+using SplitA = Split<4>;
+
+struct SplitB : Split<2> {
+    __device__ __forceinline__ SplitB(float b0, float b1) { set(0, b0), set(1, b1); }
+};
+
+// C += A B, but for the product of the big parts.
+__device__ __forceinline__ void mma_rest(float (&c)[4], SplitA const& a, SplitB const& b) {
+    mma_tf32(c, a.small, b.big);
+    mma_tf32(c, a.big, b.small);
+}
 
 // The same in fp32. A thread holds channels 32 b + 8 quad to + 7 of queries and keys, and 32 b + 4 group to + 3 of values.
 template <int kDim, int kKeys, int kStride>

@@ -1,7 +1,7 @@
-// Any window of up to 1024 tokens, heads of up to 128 channels; in fp32 from Ampere on.
+// Any window of up to 1024 tokens, heads of up to 128 channels; floats from Ampere on, where plan.h takes it for them.
 //
 // A warp computes 16 queries of one head of one window, a block up to four such tiles; keys and values pass by in tiles of
-// 48 or 64 with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), so that only tiles lie in shared memory.
+// 48 or 64 (floats: 56 as well) with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), so that only tiles lie in shared memory.
 // The next tile is on its way while one is worked on, where two fit.
 //
 // In a tile the keys are laid down in such an order that the scores which a thread gets of a row belong to neighbouring
@@ -108,8 +108,8 @@ struct TiledWindow {
     }
 };
 
-// Blocks that a multiprocessor shall have registers for. In fp32 most have memory for two alone, and what is compiled for
-// Hopper is the only one of the others that does with a third of the registers.
+// Blocks that a multiprocessor shall have registers for. With floats, capabilities 8.6, 8.9 and 12.0 have shared memory
+// for two alone, and of the others what is compiled for Hopper alone does with a third of the registers.
 template <class T, int kDim>
 __host__ __device__ constexpr int tiled_blocks() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900

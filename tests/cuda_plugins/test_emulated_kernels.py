@@ -110,17 +110,30 @@ def run(
     device: Device = HOPPER,
     lazy: bool = True,
 ) -> None:
+    launched(emulated, op_type, inputs, [output.tensor for output in outputs], attributes, device=device, lazy=lazy)
+    for output in outputs:
+        output.check()
+
+
+def launched(
+    emulated: ctypes.CDLL,
+    op_type: str,
+    inputs: Sequence[torch.Tensor | None],
+    outputs: Sequence[torch.Tensor],
+    attributes: dict[str, Any],
+    *,
+    device: Device = HOPPER,
+    lazy: bool = True,
+) -> None:
     described = [
         None if t is None else Tensor(tuple(t.shape), str(t.dtype).removeprefix("torch."), t.data_ptr())
-        for t in (*inputs, *(output.tensor for output in outputs))
+        for t in (*inputs, *outputs)
     ]
     launch = cuda_plugins.plan(op_type, described[: len(inputs)], described[len(inputs) :], attributes, device)
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
-    dtype = TYPES[outputs[0].tensor.dtype]
+    dtype = TYPES[outputs[0].dtype]
     status = getattr(emulated, cuda_plugins.FOLDERS[op_type])(ctypes.byref(launch.parameters), dtype, *sizes, int(lazy))
     assert status == 0
-    for output in outputs:
-        output.check()
 
 
 def error_of(
@@ -208,7 +221,7 @@ def test_tiles(
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(
     ("window", "size", "head_dim"),
-    [((7, 7), (9, 7), 32), ((2, 4, 4), (3, 4, 8), 32), ((9,), (20,), 32), ((9, 8), (9, 8), 64), ((8, 8), (8, 8), 100)],
+    [((7, 7), (9, 7), 32), ((2, 4, 4), (3, 4, 8), 32), ((9,), (20,), 32), ((9, 8), (9, 8), 64), ((9, 9), (10, 9), 95)],
     ids=str,
 )
 def test_single_precision(
@@ -217,6 +230,20 @@ def test_single_precision(
     shift = tuple(w // 2 for w in window)
     error = error_of(emulated, size, window, shift, head_dim, 2, torch.float32, cosine=cosine, device=device)
     assert error < truth.TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["q", "k", "v"])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1], ids=hex)
+def test_a_nan_is_not_lost(emulated: ctypes.CDLL, bits: int, part: int) -> None:
+    """The one that arithmetic makes on a GPU has all bits set: one more, and it would be a zero."""
+    qkv = numbers((1, 7, 7, 96), dtype=torch.float32)
+    qkv.view(torch.int32)[0, 3, 3, 32 * part] = bits
+    output = torch.zeros(1, 7, 7, 32)
+    bias = torch.zeros(1, 49, 49)
+    attributes = truth.attention_attributes((7, 7), (0, 0), 1, 0.25)
+    launched(emulated, "WindowAttention", [qkv, bias, None, None], [output], attributes)
+    expected = truth.window_attention(qkv, bias, None, None, **attributes)
+    assert torch.equal(output.isnan(), expected.isnan()) and output.isnan().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings", reason="launching kernels needs cuda-bindings")
 
+from swinopt.cuda_plugins.window_attention import plan as plan_module  # noqa: E402 - only where all of that is
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch
 
 pytestmark = pytest.mark.gpu
@@ -30,13 +32,35 @@ def seeded() -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
 def test_window_attention(dtype: torch.dtype, heads: tuple[int, int]) -> None:
-    errors = {}
+    assert too_large(errors_of_maps(heads, dtype), dtype) == {}
+
+
+@pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
+def test_window_attention_in_single_precision_on_tensor_cores(
+    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
+    errors = errors_of_maps(heads, torch.float32)
+    for size, window, shift in truth.MAPS[:8]:
+        errors[size, window, shift, "misaligned"] = truth.window_attention_error(
+            size, window, shift, *heads, torch.float32, misaligned=True
+        )
+    assert too_large(errors, torch.float32) == {}
+
+
+def errors_of_maps(heads: tuple[int, int], dtype: torch.dtype) -> dict[Any, float]:
+    """By size, window, shift, whether attention is cosine and whether the roll comes first."""
+    errors: dict[Any, float] = {}
     for number, (size, window, shift) in enumerate(truth.MAPS):
         for cosine, roll_first in itertools.product((False, True), repeat=2):
             errors[size, window, shift, cosine, roll_first] = truth.window_attention_error(
                 size, window, shift, *heads, dtype, batch=1 + number % 3, cosine=cosine, roll_first=roll_first
             )
-    assert {case: error for case, error in errors.items() if not error < truth.TOLERANCES[dtype]} == {}
+    return errors
+
+
+def too_large(errors: dict[Any, float], dtype: torch.dtype) -> dict[Any, float]:
+    return {case: error for case, error in errors.items() if not error < truth.TOLERANCES[dtype]}
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -98,6 +122,7 @@ def test_patch_merging(shape: Sequence[int], dtype: torch.dtype, misaligned: boo
 SHORT_SWEEP = """
 import itertools
 import torch
+from swinopt.cuda_plugins.window_attention import plan
 from tests.cuda_plugins import truth
 for dtype in truth.TOLERANCES:
     for size, window, shift in (truth.MAPS[2], truth.MAPS[5], truth.MAPS[7], truth.MAPS[15]):
@@ -113,6 +138,13 @@ for dtype in truth.TOLERANCES:
     assert truth.window_attention_error((9, 9), (7, 7), (3, 3), 128, 1, dtype) < truth.TOLERANCES[dtype]
     assert truth.add_layer_norm_error((5, 96), dtype) < truth.TOLERANCES[dtype]
     assert truth.patch_merging_error((2, 5, 6, 32), dtype) < truth.TOLERANCES[dtype]
+plan.FLOAT_TILES = True
+for size, window, shift in (truth.MAPS[2], truth.MAPS[7]):
+    for head_dim, cosine, misaligned in ((32, False, False), (64, True, False), (95, True, True)):
+        error = truth.window_attention_error(
+            size, window, shift, head_dim, 2, torch.float32, cosine=cosine, misaligned=misaligned
+        )
+        assert error < truth.TOLERANCES[torch.float32], (size, window, head_dim, error)
 torch.cuda.synchronize()
 print("swept")
 """

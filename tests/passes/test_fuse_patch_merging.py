@@ -135,6 +135,15 @@ def test_rows_that_no_view_makes_a_map_of_are_recognised_by_what_is_merged(batch
     rewrites(before, FUSE, applied=1, expect={"Reshape": 2, "Tanh": 2, "swinopt::PatchMerging": 1})
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 4, 8), (2, 16, 8)], ids=str)
+def test_one_number_in_every_place_is_no_map(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    filled = b.op("Expand", b.op("Tanh", b.input(())), b.ints(*shape))
+    before = b.model(b.op("Tanh", b.layer_norm(filled, 8)))
+    leaves_alone(before, FUSE)
+    leaves_alone(before, SimplifyPatchMerging())
+
+
 def test_the_features_may_be_viewed_as_tokens_before_the_norm() -> None:
     fused(merging(flat=True, batch="batch"), others={"Reshape": 1})
 

@@ -52,25 +52,6 @@ void mma(float (&c)[4], unsigned const (&a)[4], unsigned b0, unsigned b1) {
     multiply<T>(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, 16);
 }
 
-inline void split_tf32(float x, unsigned& big, unsigned& small) {
-    unsigned const half = 0x1000;
-    big = __float_as_uint(x) + half;
-    small = __float_as_uint(x - __uint_as_float(big & ~0x1fffu)) + half;
-}
-
-struct SplitA {
-    unsigned big[4], small[4];
-    void set(int i, float x) { split_tf32(x, big[i], small[i]); }
-};
-
-struct SplitB {
-    unsigned big[2], small[2];
-    SplitB(float b0, float b1) {
-        split_tf32(b0, big[0], small[0]);
-        split_tf32(b1, big[1], small[1]);
-    }
-};
-
 // As tensor cores do it: products are exact, and of their sum with C all is cut off that does not fit into a float.
 inline void mma_tf32(float (&c)[4], unsigned const (&a)[4], unsigned const (&b)[2]) {
     Fragments const mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
@@ -93,11 +74,6 @@ inline void mma_tf32(float (&c)[4], unsigned const (&a)[4], unsigned const (&b)[
         float const nearest = static_cast<float>(sum);
         c[i] = std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
     }
-}
-
-inline void mma_rest(float (&c)[4], SplitA const& a, SplitB const& b) {
-    mma_tf32(c, a.small, b.big);
-    mma_tf32(c, a.big, b.small);
 }
 
 inline unsigned transposed(unsigned pair) {
