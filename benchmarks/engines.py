@@ -258,9 +258,10 @@ def _engine(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def built(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> dict[str, Any]:
-    """Builds an engine beside an exported model, unless it is there: what is told of it, or the error it failed with.
+    """Builds an engine beside an exported model, unless it is there: what is told of it, or the error it fails with.
 
-    ``plugins``: None is the graph as it was exported, for stock TensorRT.
+    ``plugins``: None is the graph as it was exported, for stock TensorRT. An engine of swinopt is there if this swinopt
+    has made it, and a failure is tried again.
     """
     import swinopt
     from swinopt import tensorrt
@@ -268,7 +269,7 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
 
     plan = plan_of(exported, precision, plugins, level)
     told = plan.with_suffix(".json")
-    if told.exists():
+    if told.exists() and plan.exists():
         found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
         return found
     model: Any = exported
@@ -291,18 +292,22 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
                 "plugin_layers": engine.plugin_layers,
                 "choices": [choice.to_dict() for choice in engine.choices],
                 "notes": list(engine.notes),
+                "TensorRT": tensorrt_version(),
             }
     except swinopt.SwinoptError as error:
-        found = {"error": " ".join(str(error).split())[:400]}
-    found["TensorRT"] = tensorrt_version()
+        return {"error": " ".join(str(error).split())[:400], "TensorRT": tensorrt_version()}
     write_whole(told, json.dumps(found).encode())
     return found
 
 
 def plan_of(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> Path:
     """Where :func:`built` puts an engine."""
+    from swinopt import choosing
+
     level_name = "" if level is None else f"-level{level}"
-    name = f"{exported.stem}-{precision}-{tensorrt_version()}-{plugins or 'stock'}{level_name}"
+    version = tensorrt_version()
+    by = "stock" if plugins is None else f"{plugins}-{choosing.sources_hash()[:8]}-{choosing.kernels_hash(version)[:8]}"
+    name = f"{exported.stem}-{precision}-{version}-{by}{level_name}"
     # Without the dots of the version, of which with_suffix would take the last for the suffix.
     return exported.parent / f"{name.replace('.', '_')}.engine"
 

@@ -12,7 +12,7 @@ modules of all that is asked for, so many at the same time: they may disturb one
 TensorRT's and swinopt's alike. The cells of a row are measured one after the other, each in a process of its own, and
 bear the time of their run: the report says which rows are from more than one. Engines of swinopt and of stock
 TensorRT are timed in turns as well, where one run makes both, and that is what their ratio is taken from. Exports and
-engines that plugins.py has left in FOLDER serve here, too.
+stock engines that plugins.py has left in the same FOLDER serve here, too.
 
 Writes benchmarks/results/h200.json, h200.md, two plots and, where the README has the markers ``<!-- speed -->`` and
 ``<!-- /speed -->``, the table between them; ``--report`` does only that. Exits with 1 if a bar is missed.

@@ -151,7 +151,7 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
             [
                 [name, kind, count, f"{ms:.3f}", f"{ms / sum(ms for _, ms in pair['kinds'].values()):.1%}"]
                 for name, pair in found["pairs"].items()
-                for kind, (count, ms) in pair["kinds"].items()
+                for kind, (count, ms) in pair.get("kinds", {}).items()
             ],
         ),
         "",

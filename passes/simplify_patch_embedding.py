@@ -5,8 +5,8 @@
 patches(x) [B, H / k, W / k, C k k] has the values of each patch side by side (Liu et al. 2021, arXiv:2103.14030,
 section 3.1, patch partition and linear embedding), and W' [C k k, N] the weights of each output in the same order. The
 product has its channels last, where a Swin wants them, so that the transposition here and the model's own cancel each
-other. Any number of spatial axes. Refused are maps that are no multiple of the patch, of which a convolution leaves out
-the rest.
+other: refused is what is not transposed so, since it would be transposed twice in place of a convolution. Any number of
+spatial axes. Refused are maps that are no multiple of the patch, of which a convolution leaves out the rest.
 """
 
 from __future__ import annotations
@@ -18,21 +18,28 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Array, Tensor, argument, attr, literal
+from swinopt.movement import VIEW_OPS
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
 class SimplifyPatchEmbedding(Pass):
-    """Makes a linear on patches of a convolution whose kernel is its stride."""
+    """Makes a linear on patches of a convolution whose kernel is its stride.
 
+    Attributes:
+        multiple: refuses linears whose numbers of inputs and outputs are no multiples of it, for runtimes that gain
+            nothing by them.
+    """
+
+    multiple: int = 1
     name: ClassVar[str] = "simplify-patch-embedding"
 
     def run(self, rewriter: Rewriter) -> None:
         for node in rewriter.nodes("Conv"):
             weight = literal(node.inputs[1])
             if weight is not None and _is_on_patches(node, weight, rewriter):
-                reason = _simplify(node, weight, rewriter)
+                reason = _simplify(node, weight, self.multiple, rewriter)
                 if reason:
                     rewriter.refuse(node, reason)
 
@@ -46,12 +53,16 @@ def _is_on_patches(node: gs.Node, weight: Array, rewriter: Rewriter) -> bool:
     return list(strides) == kernel and math.prod(kernel) > 1 and is_dense and is_bare
 
 
-def _simplify(node: gs.Node, weight: Array, rewriter: Rewriter) -> str | None:
+def _simplify(node: gs.Node, weight: Array, multiple: int, rewriter: Rewriter) -> str | None:
     """Rewrites one convolution, or returns why not."""
     facts, (x, output) = rewriter.facts, (node.inputs[0], node.outputs[0])
     features, channels, *kernel = weight.shape
-    shapes, axes = facts.shapes(x), len(kernel)
+    shapes, axes, inputs = facts.shapes(x), len(kernel), channels * math.prod(kernel)
     bias = argument(node, 2)
+    if features % multiple or inputs % multiple:
+        return f"the linear goes from {inputs} to {features} features, which are not both multiples of {multiple}"
+    if not _channels_go_last(output, rewriter):
+        return "the channels of the result are not transposed to the end"
     if shapes is None:
         return "the shape of the map is not known"
     if bias is not None and literal(bias) is None:
@@ -83,6 +94,23 @@ def _simplify(node: gs.Node, weight: Array, rewriter: Rewriter) -> str | None:
         facts.learn(tokens, like=product)
     rewriter.replace(output, _transposed(tokens, [0, axes + 1, *range(1, axes + 1)], rewriter))
     return None
+
+
+def _channels_go_last(tensor: Tensor, rewriter: Rewriter) -> bool:
+    """Whether all that reads a map [B, C, ...] transposes C to the end, maybe behind a view of what follows it."""
+    if rewriter.is_output(tensor) or not tensor.outputs:
+        return False
+    return all(
+        node.attrs.get("perm", [0])[-1] == 1
+        if node.op == "Transpose"
+        else node.op in VIEW_OPS and _keeps_channels(node, rewriter) and _channels_go_last(node.outputs[0], rewriter)
+        for node in tensor.outputs
+    )
+
+
+def _keeps_channels(view: gs.Node, rewriter: Rewriter) -> bool:
+    before, after = rewriter.facts.shapes(view.inputs[0]) or [], rewriter.facts.shapes(view.outputs[0]) or []
+    return bool(before) and [shape[:2] for shape in before] == [shape[:2] for shape in after]
 
 
 def _transposed(tensor: Tensor, perm: list[int], rewriter: Rewriter) -> Tensor:

@@ -82,9 +82,8 @@ def fuse_between_attentions(
     """
     model = Pipeline(
         passes.FusePatchMerging(),
-        passes.SimplifyPatchEmbedding(),
+        passes.SimplifyPatchEmbedding(multiple=8),  # as FuseLinear wants them
         passes.SimplifyMovement(),
-        passes.EliminateNoops(),
         passes.FlattenTokens(),
         passes.FuseLinear(),
     )(model if has_gelu else _aged(model))

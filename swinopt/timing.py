@@ -117,9 +117,13 @@ class LayerTimes:
         return dict(sorted(kinds.items(), key=lambda item: -sum(item[1].values())))
 
     def __str__(self) -> str:
-        kinds = ((f"{kind}: {len(layers)} layers", sum(layers.values())) for kind, layers in self.kinds.items())
-        rows = (f"{ms:9.4f} ms {ms / self.total:7.1%}  {name}" for name, ms in (*kinds, *self.layers.items()))
-        return "\n".join([f"{self.total:9.4f} ms {len(self.layers)} layers, mean of {self.runs} runs", *rows])
+        kinds = {f"{kind} ({len(layers)})": sum(layers.values()) for kind, layers in self.kinds.items()}
+        by_kind, by_layer = (
+            [f"{ms:9.4f} ms {ms / self.total:7.1%}  {name}" for name, ms in times.items()]
+            for times in (kinds, self.layers)
+        )
+        head = f"{self.total:9.4f} ms {len(self.layers)} layers, mean of {self.runs} runs"
+        return "\n".join([head, "by kind:", *by_kind, "by layer:", *by_layer])
 
     def _repr_html_(self) -> str:
         rows = "".join(

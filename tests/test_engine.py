@@ -361,7 +361,7 @@ def test_a_profile_sums_up_by_kind() -> None:
     )
     assert list(layers.kinds) == ["WindowAttention", "other", "reformatting"]
     assert dict(layers.kinds["WindowAttention"]) == {"WindowAttention_a": 0.3, "WindowAttention_b": 0.2}
-    assert "0.5000 ms   50.0%  WindowAttention: 2 layers" in str(layers)
+    assert "0.5000 ms   50.0%  WindowAttention (2)\n" in str(layers)
 
 
 def test_a_profile_that_fails_leaves_no_profiler(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

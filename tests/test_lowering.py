@@ -224,6 +224,7 @@ def test_what_lies_before_and_between_stages_becomes_plugins(batch: int | str, v
     found = linears_of(given, versions)
     assert ops.uses(found) == {"WindowAttention": 1, "Linear": 4, "PatchMerging": 1}
     assert not op_counts(found).keys() & {"Conv", "LayerNormalization", "MatMul", "Add"}
+    assert op_counts(found)["Transpose"] == 1, "of the image, to patches"
     assert swinopt.compare(given, found, tolerance=1e-5).passed
 
     spelled, _ = for_parser(found, precision="fp16", plugins=False, **versions)

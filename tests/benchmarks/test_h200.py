@@ -241,7 +241,7 @@ def test_every_column_can_be_measured(h200: ModuleType) -> None:
     assert {row.model for row in h200.ROWS} == set(cells.MODELS)
 
 
-def test_an_engine_is_built_once_and_a_failure_kept(
+def test_an_engine_is_built_once_and_a_failure_tried_again(
     h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs TensorRT-RTX")
