@@ -13,6 +13,10 @@ from swinopt.errors import ModelError
 #: The oldest opset that is converted; what is older spells half of its ops differently.
 OLDEST = 7
 _SMALL_BYTES = 1024
+#: Ops for which the converter knows no way back, and whose nodes mean the same in an older opset if valid there.
+_ALIKE = ("ConstantOfShape", "GlobalMaxPool", "Pad", "Split")
+#: What such nodes are called while the converter, which leaves other domains alone, is at work.
+_HIDDEN = "swinopt.hidden"
 
 
 def version_of(model: onnx.ModelProto) -> int:
@@ -41,11 +45,13 @@ def convert(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     light = without_weights(model)
     if version < current:
         _drop_new_defaults(light, current, version)
+        _hide_what_is_alike(light, current, version)
     try:
         converted = version_converter.convert_version(light, version)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"opset {current} cannot be converted to {version}: {reason}") from error
+    _show_again(converted)
     return _with_weights(converted, model)
 
 
@@ -104,3 +110,46 @@ def _drop_new_defaults(model: onnx.ModelProto, current: int, version: int) -> No
         ]
         del node.attribute[:]
         node.attribute.extend(kept)
+
+
+def _hide_what_is_alike(model: onnx.ModelProto, current: int, version: int) -> None:
+    """Renames the domain of nodes that need no conversion and that the converter would stop at."""
+    hidden = False
+    for node in model.graph.node:
+        if node.op_type not in _ALIKE or node.domain not in ("", "ai.onnx"):
+            continue
+        old = onnx.defs.get_schema(node.op_type, version, "")
+        if old.since_version == onnx.defs.get_schema(node.op_type, current, "").since_version:
+            continue
+        if node.op_type == "Split":
+            _drop_even_count(node, model)
+        attributes = {a.name for a in node.attribute}
+        wraps = any(a.name == "mode" and a.s == b"wrap" for a in node.attribute)
+        if len(node.input) <= old.max_input and attributes <= old.attributes.keys() and not wraps:
+            node.domain, hidden = _HIDDEN, True
+    if hidden:
+        model.opset_import.add(domain=_HIDDEN, version=1)
+
+
+def _drop_even_count(split: onnx.NodeProto, model: onnx.ModelProto) -> None:
+    """Takes num_outputs from a Split into equal parts, which an older one makes of as many outputs by itself."""
+    attributes = {a.name: a.i for a in split.attribute}
+    values = (*model.graph.input, *model.graph.value_info)
+    shape = next((v.type.tensor_type.shape.dim for v in values if v.name == split.input[0]), ())
+    axis = attributes.get("axis", 0)
+    if "num_outputs" not in attributes or not -len(shape) <= axis < len(shape):
+        return
+    size = shape[axis].dim_value
+    if size and size % attributes["num_outputs"] == 0:
+        kept = [a for a in split.attribute if a.name != "num_outputs"]
+        del split.attribute[:]
+        split.attribute.extend(kept)
+
+
+def _show_again(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.domain == _HIDDEN:
+            node.domain = ""
+    kept = [opset for opset in model.opset_import if opset.domain != _HIDDEN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)

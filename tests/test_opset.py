@@ -71,6 +71,49 @@ def test_attributes_that_say_something_new_are_refused_on_the_way_back() -> None
         opset.convert(before, 13)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Pad(x, pads)",
+        'y = Pad<mode = "reflect">(x, ones)',
+        "y, z = Split<axis = 1>(x, sizes)",
+        "y, z = Split<axis = -1, num_outputs = 2>(x)",
+        "s = Shape(x)  y = ConstantOfShape(s)",
+        "y = GlobalMaxPool(x)",
+    ],
+    ids=str,
+)
+def test_ops_that_the_converter_knows_no_way_back_for(body: str) -> None:
+    before = parse(
+        f"g (float[2, 3, 4] x) => (float y) {{ {body} }}",
+        opset=22,
+        pads=np.array([0, 0, 1, 2, 0, 0]),
+        ones=np.array([0, 0, 1, 0, 0, 1]),
+        sizes=np.array([1, 2]),
+    )
+    after = opset.convert(before, 17)
+    assert opset.version_of(after) == 17 and [o.domain for o in after.opset_import] == [""]
+    onnx.checker.check_model(after)
+    assert_equivalent(before, after, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['y = Pad<mode = "wrap">(x, pads)', "y = Pad(x, two, , axes)", "y, z = Split<axis = 1, num_outputs = 2>(x)"],
+    ids=["wrap", "axes", "uneven"],
+)
+def test_what_such_an_op_says_anew_is_refused(body: str) -> None:
+    before = parse(
+        f"g (float[2, 3, 4] x) => (float y) {{ {body} }}",
+        opset=20,
+        pads=np.array([0, 0, 1, 0, 0, 1]),
+        two=np.array([1, 1]),
+        axes=np.array([2]),
+    )
+    with pytest.raises(ModelError, match="opset 20 cannot be converted to 17"):
+        opset.convert(before, 17)
+
+
 def test_a_model_without_a_standard_opset() -> None:
     proto = model(17)
     proto.opset_import[0].domain = "acme"
