@@ -12,6 +12,7 @@ import pytest
 
 import swinopt
 from swinopt import Optimized, ops
+from swinopt.lowering import for_parser, fuse_between_attentions
 from swinopt.passes import FuseLinear
 
 torch = pytest.importorskip("torch")
@@ -259,3 +260,19 @@ def test_a_model_that_is_no_swin_is_tidied_and_not_broken(
     assert len(result.model.graph.node) <= len(onnx.load(exported(name, exporter)).graph.node)
     assert_nothing_rolled_back(result)
     assert_same_numbers(exported(name, exporter), result.model)
+
+
+@pytest.mark.parametrize(("name", "exporter"), CASES)
+def test_what_tensorrt_is_handed_in_half_precision(
+    name: str, exporter: str, exported: Exported, optimized: Optimize
+) -> None:
+    options: dict[str, Any] = {"precision": "fp16", "by_graph": False, "has_gelu": False}
+    fused = fuse_between_attentions(optimized(name, exporter, "tensorrt-8.6").model, **options)
+    blocks = SWINS[name].blocks
+    # Of the blocks, the embedding and the merging; the head has 10 features.
+    assert (ops.uses(fused)["WindowAttention"], ops.uses(fused)["Linear"]) == (blocks, 4 * blocks + 2)
+    assert not op_counts(fused)["Conv"]
+
+    handed, _ = for_parser(fused, plugins=True, **options)
+    assert ops.uses(handed) == ops.uses(fused)
+    assert_same_numbers(exported(name, exporter), handed)
