@@ -139,8 +139,9 @@ struct Products {
     __device__ __forceinline__ static float reciprocal(float x) { return reciprocal_approximately(x); }
 };
 
-// A fragment of floats in two parts, for tensor cores that read the upper 19 bits alone: big is rounded to them, and of small one
-// bit at the most is cut off. A NaN has to stay one in the small part; in the big one the carry may make a zero of it.
+// A fragment of floats in two parts, for tensor cores that read the upper 19 bits alone: big is rounded to them, and of
+// small one bit at the most is cut off. A NaN has to stay one in the small part; in the big one the carry may make a zero
+// of it.
 template <int kCount>
 struct Split {
     unsigned big[kCount], small[kCount];

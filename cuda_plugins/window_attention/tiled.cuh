@@ -1,8 +1,8 @@
 // Any window of up to 1024 tokens, heads of up to 128 channels; floats from Ampere on, where plan.h takes it for them.
 //
 // A warp computes 16 queries of one head of one window, a block up to four such tiles; keys and values pass by in tiles of
-// 48 or 64 (floats: 56 as well) with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), so that only tiles lie in shared memory.
-// The next tile is on its way while one is worked on, where two fit.
+// 48 or 64 (floats: 56, too) with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), so that only tiles
+// lie in shared memory. The next tile is on its way while one is worked on, where two fit.
 //
 // In a tile the keys are laid down in such an order that the scores which a thread gets of a row belong to neighbouring
 // keys: the thread then reads bias, regions and norms of its columns many bytes at a time. Sums over keys do not mind.
