@@ -95,7 +95,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             timing = engine.benchmark(shapes, batch=arguments.batch, runs=arguments.runs, graph=not arguments.no_graph)
             layers = engine.profile(shapes, batch=arguments.batch) if arguments.layers else None
     if arguments.json:
-        print(json.dumps({**timing.to_dict(), **({"layers": dict(layers.layers)} if layers else {})}, indent=2))
+        print(json.dumps({**timing.to_dict(), **(layers.to_dict() if layers else {})}, indent=2))
     elif not arguments.quiet:
         print(timing)
         if layers:

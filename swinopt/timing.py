@@ -116,6 +116,11 @@ class LayerTimes:
             kinds.setdefault(kind, {})[name] = ms
         return dict(sorted(kinds.items(), key=lambda item: -sum(item[1].values())))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Milliseconds by kind and by layer, in types that JSON knows."""
+        kinds = {kind: sum(layers.values()) for kind, layers in self.kinds.items()}
+        return {"kinds": kinds, "layers": dict(self.layers)}
+
     def __str__(self) -> str:
         kinds = {f"{kind} ({len(layers)})": sum(layers.values()) for kind, layers in self.kinds.items()}
         by_kind, by_layer = (

@@ -178,6 +178,9 @@ def test_bench_prints_the_timing_and_the_layers(folder: Path, gpu: None, capsys:
     assert cli.main(["bench", "an.engine", "--shape", "x=6x3", "--no-graph", "--json"]) == cli.OK
     found = json.loads(capsys.readouterr().out)
     assert (found["shapes"], found["cuda_graph"], found["runs"]) == ({"x": [6, 3]}, False, 200)
+    assert cli.main(["bench", "an.engine", "--layers", "--json"]) == cli.OK
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["layers"]) == ["large", "small"] and found["kinds"] == {"other": sum(found["layers"].values())}
     assert cli.main(["bench", "an.engine", "--shape", "6x3"]) == cli.BAD_INPUT
     assert "write it as --shape" in one_line(capsys)
 
