@@ -84,6 +84,13 @@ class Cell:
     def exported(self, kind: str) -> Path:
         return self.folder / f"{self.stem}-{kind}.onnx"
 
+    def built(self, kind: str, plugins: str | None) -> Measured:
+        """As :func:`engines.built` does it for this model, precision and batch."""
+        return engines.built(self.exported(kind), self.precision, plugins)
+
+    def plan(self, kind: str, plugins: str | None) -> Path:
+        return engines.plan_of(self.exported(kind), self.precision, plugins)
+
     def truth(self) -> tuple[Any, Any]:
         """Inputs [sets, B, 3, H, W] and PyTorch's outputs in fp32."""
         with np.load(self.folder / f"{self.stem}.npz") as kept:
@@ -236,11 +243,11 @@ def _tensorrt(cell: Cell, kind: str, plugins: str | None) -> Measured:
     import swinopt
     from swinopt.engine import Engine
 
-    built = engines.built(cell.exported(kind), cell.precision, plugins)
+    built = cell.built(kind, plugins)
     if "error" in built:
         return built
-    stock = engines.plan_of(cell.exported("torchscript"), cell.precision, None)
-    with Engine.load(engines.plan_of(cell.exported(kind), cell.precision, plugins)) as engine:
+    stock = cell.plan("torchscript", None)
+    with Engine.load(cell.plan(kind, plugins)) as engine:
         (name,), (image,) = engine.outputs, engine.inputs
         outputs = np.stack([engine.run({image: images})[name] for images in cell.truth()[0]])
         timing = engine.benchmark(runs=_ROUNDS * _SETS)
@@ -282,9 +289,9 @@ COLUMNS: dict[str, Callable[[Cell], Measured]] = {
 PREPARE: dict[str, Callable[[Cell], Measured]] = {
     "compile": lambda cell: _torch(cell, cell.precision, "reduce-overhead"),
     "compile max": lambda cell: _torch(cell, cell.precision, "max-autotune"),
-    "TensorRT": lambda cell: engines.built(cell.exported("torchscript"), cell.precision, None),
-    "TensorRT, unfolded": lambda cell: engines.built(cell.exported("torchscript-unfolded"), cell.precision, None),
-    "swinopt, no plugins": lambda cell: engines.built(cell.exported("torchscript-unfolded"), cell.precision, "off"),
+    "TensorRT": lambda cell: cell.built("torchscript", None),
+    "TensorRT, unfolded": lambda cell: cell.built("torchscript-unfolded", None),
+    "swinopt, no plugins": lambda cell: cell.built("torchscript-unfolded", "off"),
 }
 
 

@@ -57,6 +57,11 @@ class Job:
         return f"{MODELS[self.model][0]}-{self.batch}.npz"
 
     @property
+    def plugins(self) -> str | None:
+        """As :func:`built` takes them."""
+        return "on" if self.optimized else None
+
+    @property
     def level(self) -> int | None:
         """The optimization level: of those whose numbers are compared and whose time is not, a low one."""
         return None if self in TIMED else 1
@@ -229,18 +234,14 @@ def _pair_name(pair: tuple[Job, Job]) -> str:
 
 
 def _plan(job: Job, folder: Path) -> Path:
-    return plan_of(folder / job.exported, job.precision, _plugins(job), job.level)
-
-
-def _plugins(job: Job) -> str | None:
-    return "on" if job.optimized else None
+    return plan_of(folder / job.exported, job.precision, job.plugins, job.level)
 
 
 def _engine(job: Job, folder: Path) -> dict[str, Any]:
     """Builds one engine and compares it with PyTorch; an engine that cannot be built is a result, too."""
     from swinopt.engine import Engine
 
-    told = built(folder / job.exported, job.precision, _plugins(job), job.level)
+    told = built(folder / job.exported, job.precision, job.plugins, job.level)
     if "error" in told:
         return told
     truth = np.load(folder / job.truth)

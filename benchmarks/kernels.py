@@ -167,7 +167,8 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
         yield row
         if dtype == torch.float32:
             with mock.patch.object(plan, "FLOAT_TILES", True):
-                yield _stage_row(name, "float32, tensor cores", calls, size, copy)
+                row = _stage_row(name, "float32, tensor cores", calls, size, copy)
+            yield row
         del calls, peers
         torch.cuda.empty_cache()
 
