@@ -32,14 +32,24 @@ Kernel tiled_kernel_of() {
 }
 
 template <class T, int kKeys, bool kCosine>
-Kernel tiled_kernel(int dim) {
+Kernel tiled_kernel_with(int dim) {
+    if constexpr (sizeof(T) == 2) {
+        if (dim == 16) return tiled_kernel_of<T, 16, kKeys, kCosine>();
+    }
     switch (dim) {
-        case 16: return tiled_kernel_of<T, 16, kKeys, kCosine>();
         case 32: return tiled_kernel_of<T, 32, kKeys, kCosine>();
         case 64: return tiled_kernel_of<T, 64, kKeys, kCosine>();
         case 96: return tiled_kernel_of<T, 96, kKeys, kCosine>();
         default: return tiled_kernel_of<T, 128, kKeys, kCosine>();
     }
+}
+
+template <class T, bool kCosine>
+Kernel tiled_kernel(WindowAttentionPlan const& plan) {
+    if constexpr (sizeof(T) == 4) {
+        if (plan.keys == 56) return tiled_kernel_of<T, 32, 56, kCosine>();
+    }
+    return plan.keys == 48 ? tiled_kernel_with<T, 48, kCosine>(plan.dim) : tiled_kernel_with<T, 64, kCosine>(plan.dim);
 }
 
 template <int kDim, bool kCosine>
@@ -60,26 +70,13 @@ Kernel single_kernel(int dim) {
 template <class T, bool kCosine>
 Kernel half_kernel(WindowAttentionPlan const& plan) {
     if (plan.kernel == WindowAttentionKernel::kSmall) return small_kernel<T, kCosine>(plan);
-    return plan.keys == 48 ? tiled_kernel<T, 48, kCosine>(plan.dim) : tiled_kernel<T, 64, kCosine>(plan.dim);
-}
-
-template <int kKeys, bool kCosine>
-Kernel tiled_float_kernel(int dim) {
-    switch (dim) {
-        case 32: return tiled_kernel_of<float, 32, kKeys, kCosine>();
-        case 64: return tiled_kernel_of<float, 64, kKeys, kCosine>();
-        case 96: return tiled_kernel_of<float, 96, kKeys, kCosine>();
-        default: return tiled_kernel_of<float, 128, kKeys, kCosine>();
-    }
+    return tiled_kernel<T, kCosine>(plan);
 }
 
 template <bool kCosine>
 Kernel float_kernel(WindowAttentionPlan const& plan) {
     if constexpr (kFloatTiles) {
-        if (plan.kernel == WindowAttentionKernel::kTiled) {
-            if (plan.keys == 56) return tiled_kernel_of<float, 32, 56, kCosine>();
-            return plan.keys == 48 ? tiled_float_kernel<48, kCosine>(plan.dim) : tiled_float_kernel<64, kCosine>(plan.dim);
-        }
+        if (plan.kernel == WindowAttentionKernel::kTiled) return tiled_kernel<float, kCosine>(plan);
     }
     return single_kernel<kCosine>(plan.dim);
 }
