@@ -5,6 +5,8 @@ The converter sees the graph without its large weights: it would copy them, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 from onnx import version_converter
 
@@ -91,16 +93,24 @@ def _with_weights(converted: onnx.ModelProto, model: onnx.ModelProto) -> onnx.Mo
     return converted
 
 
-def _drop_new_defaults(model: onnx.ModelProto, current: int, version: int) -> None:
-    """Attributes that an older schema lacks say nothing where they have their default."""
+def _known_in_both(
+    model: onnx.ModelProto, current: int, version: int
+) -> Iterator[tuple[onnx.NodeProto, onnx.defs.OpSchema, onnx.defs.OpSchema]]:
+    """The nodes of standard ops that both versions have, each with its schemas in the current one and in the other."""
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             continue
         try:
-            new = onnx.defs.get_schema(node.op_type, current, "").attributes
-            old = onnx.defs.get_schema(node.op_type, version, "").attributes
+            schemas = [onnx.defs.get_schema(node.op_type, opset, "") for opset in (current, version)]
         except onnx.defs.SchemaError:
             continue
+        yield node, schemas[0], schemas[1]
+
+
+def _drop_new_defaults(model: onnx.ModelProto, current: int, version: int) -> None:
+    """Attributes that an older schema lacks say nothing where they have their default."""
+    for node, new_schema, old_schema in _known_in_both(model, current, version):
+        new, old = new_schema.attributes, old_schema.attributes
         kept = [
             a
             for a in node.attribute
@@ -115,11 +125,8 @@ def _drop_new_defaults(model: onnx.ModelProto, current: int, version: int) -> No
 def _hide_what_is_alike(model: onnx.ModelProto, current: int, version: int) -> None:
     """Renames the domain of nodes that need no conversion and that the converter would stop at."""
     hidden = False
-    for node in model.graph.node:
-        if node.op_type not in _ALIKE or node.domain not in ("", "ai.onnx"):
-            continue
-        old = onnx.defs.get_schema(node.op_type, version, "")
-        if old.since_version == onnx.defs.get_schema(node.op_type, current, "").since_version:
+    for node, new, old in _known_in_both(model, current, version):
+        if node.op_type not in _ALIKE or old.since_version == new.since_version:
             continue
         if node.op_type == "Split":
             _drop_even_count(node, model)
