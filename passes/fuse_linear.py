@@ -29,7 +29,7 @@ from swinopt.rewrite import Rewriter
 _x = var("x")
 _GELU = either(op("Gelu", _x, approximate="none"), erf_gelu(_x))
 #: A row of so many float16 is 16 bytes, which is what tensor cores are fed with at once.
-_MULTIPLE = 8
+MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class _Linears:
             return f"swinopt::Linear needs opset {ops.MIN_OPSET}, and this is opset {opset}"
         if facts.onnx_dtype(linear.weight) not in FLOATS:
             return "the linear is of a dtype other than float32, float16 and bfloat16"
-        if linear.input_features % _MULTIPLE or linear.features % _MULTIPLE:
+        if linear.input_features % MULTIPLE or linear.features % MULTIPLE:
             sizes = f"{linear.input_features} to {linear.features}"
-            return f"the linear goes from {sizes} features, which are not both multiples of {_MULTIPLE}"
+            return f"the linear goes from {sizes} features, which are not both multiples of {MULTIPLE}"
         if before is None or after is None:
             return "it is not known how many axes the linear has"
         if len(before) != len(after):

@@ -9,6 +9,7 @@ import onnx
 from swinopt import handover, ops, opset, passes
 from swinopt.errors import ModelError
 from swinopt.graph import op_counts
+from swinopt.passes.fuse_linear import MULTIPLE as FUSED_MULTIPLE
 from swinopt.pipeline import Pipeline
 from swinopt.precision import NARROW, convert, fits, weight_precisions
 from swinopt.targets import TARGETS
@@ -82,7 +83,7 @@ def fuse_between_attentions(
     """
     model = Pipeline(
         passes.FusePatchMerging(),
-        passes.SimplifyPatchEmbedding(multiple=8),  # as FuseLinear wants them
+        passes.SimplifyPatchEmbedding(multiple=FUSED_MULTIPLE),
         passes.SimplifyMovement(),
         passes.FlattenTokens(),
         passes.FuseLinear(),
