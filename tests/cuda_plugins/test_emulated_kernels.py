@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
+from swinopt.cuda_plugins.window_attention import plan as plan_module
+
 torch = pytest.importorskip("torch")
 
 from swinopt import cuda_plugins  # noqa: E402 - only where torch is
 from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
-from swinopt.cuda_plugins.window_attention import plan as plan_module  # noqa: E402 - as above
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

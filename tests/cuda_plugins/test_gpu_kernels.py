@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from swinopt.cuda_plugins.window_attention import plan as plan_module
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings", reason="launching kernels needs cuda-bindings")
 
-from swinopt.cuda_plugins.window_attention import plan as plan_module  # noqa: E402 - only where all of that is
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch
 
 pytestmark = pytest.mark.gpu
