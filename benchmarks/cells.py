@@ -11,6 +11,7 @@ compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,6 @@ def main() -> int:
         found = {"error": one_line(error)}
     found |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": machine()}
     write_whole(output, json.dumps(found, indent=1).encode())
-    print({key: value for key, value in found.items() if key != "machine"}, flush=True)
     return 0
 
 
@@ -296,8 +296,10 @@ PREPARE: dict[str, Callable[[Cell], Measured]] = {
 
 
 def used_memory() -> int:
-    """MiB of the first GPU that are taken, by whomever."""
+    """MiB of the first visible GPU that are taken, by whomever."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # which nvidia-smi itself does not heed
+        query.append(f"--id={visible.split(',')[0]}")
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
 
 

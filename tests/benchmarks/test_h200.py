@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 from types import ModuleType
@@ -26,11 +29,23 @@ def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "h200", module)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+@pytest.fixture(autouse=True)
+def page(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What reports, with a README of its own."""
+    module = importlib.import_module("h200_page")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "README", readme)
     return module
+
+
+@pytest.fixture
+def unplotted(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "plot", lambda *_: None)
 
 
 def cell(ms: float = 4.0, **other: Any) -> dict[str, Any]:
@@ -57,19 +72,25 @@ MADE = {"measured": "2026-01-02T03:04:05+00:00", "machine": {}}
 PEAKS = {"fp16_tflop_s": 700.0, "tf32_tflop_s": 350.0, "fp32_tflop_s": 50.0, "copy_tb_s": 4.2, "run": "one"}
 
 
-def whole(h200: ModuleType, row: Any, **other: Any) -> dict[str, Any]:
+def found_by(column: str) -> dict[str, Any]:
+    """What a cell's process writes."""
+    others: dict[str, dict[str, Any]] = {"peaks": PEAKS, "export": {"flop_per_image": 15e9, "largest_output": 2.0}}
+    return dict(others.get(column, cell()))
+
+
+def whole(row: Any, **other: Any) -> dict[str, Any]:
     """A row that meets every bar, but for what is said."""
     cells = {column: cell(20.0) for column in row.columns} | {"TensorRT": cell(8.0), "compile": cell(7.0)}
     return cells | {"swinopt": cell(4.0)} | {name.replace("_", ", "): value for name, value in other.items()}
 
 
-def bars(h200: ModuleType, name: str, **other: Any) -> list[str]:
-    (row,) = (row for row in h200.ROWS if row.name == name)
-    return list(h200.missed_bars(row, whole(h200, row, **other)))
+def bars(page: ModuleType, name: str, **other: Any) -> list[str]:
+    (row,) = (row for row in page.ROWS if row.name == name)
+    return list(page.missed_bars(row, whole(row, **other)))
 
 
-def test_a_row_that_meets_its_bars(h200: ModuleType) -> None:
-    assert bars(h200, "Swin-B 224 fp16 B=32") == []
+def test_a_row_that_meets_its_bars(page: ModuleType) -> None:
+    assert bars(page, "Swin-B 224 fp16 B=32") == []
 
 
 @pytest.mark.parametrize(
@@ -88,45 +109,35 @@ def test_a_row_that_meets_its_bars(h200: ModuleType) -> None:
         ("Swin-T 224 fp16 B=1", {"swinopt": cell(4.0, of_stock=[1.0, 1.1, 1.2])}, "1.10 of stock TensorRT's time"),
     ],
 )
-def test_a_bar_that_is_missed_is_said(h200: ModuleType, name: str, other: dict[str, Any], reason: str) -> None:
-    (missed,) = bars(h200, name, **other)
+def test_a_bar_that_is_missed_is_said(page: ModuleType, name: str, other: dict[str, Any], reason: str) -> None:
+    (missed,) = bars(page, name, **other)
     assert missed.startswith(name) and reason in missed
 
 
-def test_a_build_that_fails_is_a_result_and_no_missed_bar(h200: ModuleType) -> None:
-    assert bars(h200, "Swin-T 224 fp16 B=1", TensorRT_unfolded={"error": "importSlice", "run": "one"}) == []
+def test_a_build_that_fails_is_a_result_and_no_missed_bar(page: ModuleType) -> None:
+    assert bars(page, "Swin-T 224 fp16 B=1", TensorRT_unfolded={"error": "importSlice", "run": "one"}) == []
 
 
-def test_rounds_in_turns_count_within_a_run_alone(h200: ModuleType) -> None:
+def test_rounds_in_turns_count_within_a_run_alone(page: ModuleType) -> None:
     cells = {"swinopt": cell(4.0, of_stock=[0.9], run="two"), "TensorRT": cell(8.0)}
-    assert h200.ratio(cells, "TensorRT") == 0.5
+    assert page.ratio(cells, "TensorRT") == 0.5
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_what_is_there_is_not_measured_again(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    def measured(column: str, row: Any, python: str, folder: Path, end: float) -> dict[str, Any]:
-        asked.append((column, python))
-        if column == "peaks":
-            return dict(PEAKS)
-        if column == "export":
-            return {"flop_per_image": 15e9, "largest_output": 2.0}
-        if column == "TensorRT, unfolded":
-            kept = cell()
-            return {"error": "importSlice", "measured": kept["measured"], "machine": kept["machine"]}
-        found = cell()
-        del found["run"], found["of_peak"]
-        return found
+    def measured(worker: Any, column: str, row: Any) -> dict[str, Any]:
+        asked.append(column)
+        return {"error": "importSlice", **MADE} if column == "TensorRT, unfolded" else found_by(column)
 
-    monkeypatch.setattr(h200, "_cell", measured)
-    monkeypatch.setattr(h200, "plot", lambda rows, store: None)
-    command = ["--folder", str(tmp_path), "--tensorrt-python", "python3.10", "--rows", "Swin-B 224 fp16 B=32"]
+    monkeypatch.setattr(h200.Worker, "cell", measured)
+    command = ["--folder", str(tmp_path), "--rows", "Swin-B 224 fp16 B=32"]
     h200.main([*command, "--columns", "torch"])
-    assert asked[:3] == [("peaks", sys.executable), ("export", sys.executable), ("torch fp32", sys.executable)]
-    assert [column for column, _ in asked[2:]] == ["torch fp32", "torch"]
+    assert asked == ["peaks", "export", "torch fp32", "torch"]
     asked.clear()
     h200.main(command)
-    assert ("torch", sys.executable) not in asked and ("swinopt", "python3.10") in asked
+    assert "torch" not in asked and "swinopt" in asked
     asked.clear()
     h200.main(command)
     assert asked == []
@@ -134,23 +145,21 @@ def test_what_is_there_is_not_measured_again(h200: ModuleType, tmp_path: Path, m
     assert kept["torch"]["of_peak"] == pytest.approx(15e9 * 32 / 4e-3 / 1e12 / 700)
     assert kept["torch fp32"]["of_peak"] == pytest.approx(15e9 * 32 / 4e-3 / 1e12 / 50)
     assert "of_peak" not in kept["TensorRT, unfolded"]
-    page = (tmp_path / "results" / "h200.md").read_text()
-    assert "Swin-B 224 fp16 B=32*" in page and "failed: importSlice" in page and "NVIDIA Test" in page
+    text = (tmp_path / "results" / "h200.md").read_text()
+    assert "Swin-B 224 fp16 B=32*" in text and "failed: importSlice" in text and "NVIDIA Test" in text
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_what_takes_long_is_made_first_and_measured_then(
     h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    def measured(column: str, row: Any, python: str, folder: Path, end: float, prepare: bool = False) -> dict[str, Any]:
+    def measured(worker: Any, column: str, row: Any, prepare: bool = False) -> dict[str, Any]:
         asked.append((column, prepare))
-        made = {"peaks": dict(PEAKS), "export": {"flop_per_image": 15e9}}.get(column, cell())
-        made.pop("run", None) if column not in ("peaks", "export") else None
-        return made
+        return found_by(column)
 
-    monkeypatch.setattr(h200, "_cell", measured)
-    monkeypatch.setattr(h200, "plot", lambda rows, store: None)
+    monkeypatch.setattr(h200.Worker, "cell", measured)
     rows = ["--rows", "Swin-T 224 fp16 B=1", "--rows", "Swin-S 224 fp16 B=1"]
     h200.main(["--folder", str(tmp_path), *rows, "--at-a-time", "3"])
     first_measured = asked.index(("peaks", False))
@@ -164,7 +173,7 @@ def test_what_takes_long_is_made_first_and_measured_then(
 
 
 def test_nothing_is_begun_after_the_time(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a cell was measured"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a cell was measured"))
     assert h200.main(["--folder", str(tmp_path), "--seconds", "-1", "--at-a-time", "2"]) == 1
 
 
@@ -175,36 +184,49 @@ def test_what_is_not_done_at_the_end_is_left_for_the_next_run(
     monkeypatch.setattr(sys, "executable", str(slow))
     begun = time.monotonic()
     assert h200.main(["--folder", str(tmp_path), "--seconds", "0.2"]) == 1
-    assert h200._cell("torch", h200.ROWS[0], str(slow), tmp_path, time.monotonic() + 0.2) is None
+    assert worker(h200, tmp_path, slow, end=time.monotonic() + 0.2).cell("torch", h200.ROWS[0]) is None
     assert time.monotonic() < begun + 30
     assert not (tmp_path / "results" / "h200.json").exists()
     monkeypatch.setattr(h200, "_LONGEST_CELL", 0.2)
-    found = h200._cell("torch", h200.ROWS[0], str(slow), tmp_path, inf)
+    found = worker(h200, tmp_path, slow).cell("torch", h200.ROWS[0])
     assert found["error"] == "not done after 0.2 s"
 
 
-def executable(path: Path, line: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{line}\n")
+def worker(h200: ModuleType, folder: Path, python: Path, end: float = inf) -> Any:
+    """One that measures nothing by itself."""
+    pythons = dict.fromkeys(("torch", "tensorrt", "onnxruntime"), str(python))
+    store = h200.Store(folder / "results" / "h200.json")
+    return h200.Worker(h200.Run("one", pythons, folder, 0, store, end), None, {})
+
+
+def executable(path: Path, lines: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{lines}\n")
     path.chmod(0o755)
     return path
 
 
-def test_a_process_that_dies_is_a_result(h200: ModuleType, tmp_path: Path) -> None:
+def test_a_process_that_dies_is_a_result(h200: ModuleType, page: ModuleType, tmp_path: Path) -> None:
     python = executable(tmp_path / "python", "exit 7")
-    found = h200._cell("torch", h200.ROWS[0], str(python), tmp_path, inf)
+    found = worker(h200, tmp_path, python).cell("torch", h200.ROWS[0])
     assert found["error"] == "the process ended with 7"
     store = h200.Store(tmp_path / "results" / "h200.json")
     store.add("peaks", "peaks", PEAKS)
     store.add(h200.ROWS[0].name, "torch", {**found, "run": "one"})
-    assert "failed: the process ended with 7" in h200.page([h200.ROWS[0]], store, [])
+    assert "failed: the process ended with 7" in page.page([h200.ROWS[0]], store, [])
 
 
+def test_a_process_that_is_interrupted_is_none(h200: ModuleType, tmp_path: Path) -> None:
+    python = executable(tmp_path / "python", "kill -INT $$")
+    assert worker(h200, tmp_path, python).cell("torch", h200.ROWS[0]) is None
+
+
+@pytest.mark.usefixtures("unplotted")
 def test_what_was_measured_is_not_replaced_by_a_failure(
     h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {"peaks": PEAKS, "export": {"flop_per_image": 1e9}}
-    monkeypatch.setattr(h200, "_cell", lambda column, *_: dict(found.get(column, {"error": "out of memory", **MADE})))
-    monkeypatch.setattr(h200, "plot", lambda rows, store: None)
+    found: dict[str, dict[str, Any]] = {"peaks": PEAKS, "export": {"flop_per_image": 1e9}}
+    failure = {"error": "out of memory", **MADE}
+    monkeypatch.setattr(h200.Worker, "cell", lambda worker, column, row: dict(found.get(column, failure)))
     store = h200.Store(tmp_path / "results" / "h200.json")
     store.add("Swin-T 224 fp16 B=1", "torch", cell())
     h200.main(["--folder", str(tmp_path), "--rows", "Swin-T 224 fp16 B=1", "--again"])
@@ -212,14 +234,14 @@ def test_what_was_measured_is_not_replaced_by_a_failure(
     assert kept["torch"]["ms"] == 4.0 and kept["compile"]["error"] == "out of memory"
 
 
-def test_the_page_the_plots_and_the_readme(h200: ModuleType, tmp_path: Path) -> None:
+def test_the_page_the_plots_and_the_readme(h200: ModuleType, page: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="draws the plots")
     store = h200.Store(tmp_path / "results" / "h200.json")
     store.add("peaks", "peaks", PEAKS)
     for row in h200.ROWS[:4]:
-        for column, found in whole(h200, row).items():
+        for column, found in whole(row).items():
             store.add(row.name, column, found)
-    assert h200.report(store) == 1  # most rows are not there
+    assert page.report(store) == 1  # most rows are not there
     results = tmp_path / "results"
     assert "MISSED: Swin-T 224 fp16 B=1: not measured" in (results / "h200.md").read_text()
     assert {path.name for path in results.iterdir()} == {
@@ -231,6 +253,129 @@ def test_the_page_the_plots_and_the_readme(h200: ModuleType, tmp_path: Path) -> 
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n<!-- speed -->\n\n| ms a batch |") and readme.endswith("<!-- /speed -->\nafter\n")
     assert "old" not in readme and "NVIDIA Test" in readme
+
+
+#: In place of a Python: writes which GPU it was to use, as a result of any column.
+ON_ITS_GPU = """
+[ "$CUDA_DEVICE_ORDER" = PCI_BUS_ID ] || exit 1
+cat >"$7" <<END
+{"ms": 1.0, "images_s": 1.0, "spread": 0, "max_abs_diff": 0, "nan": 0, "memory_mib": 0, "flop_per_image": 1e9,
+ "measured": "2026-01-02", "machine": {"GPU": "NVIDIA Test"}, "visible": "$CUDA_VISIBLE_DEVICES", "python": "$0",
+ "fp16_tflop_s": 1${CUDA_VISIBLE_DEVICES}0, "tf32_tflop_s": 1, "fp32_tflop_s": 1, "copy_tb_s": 1}
+END
+"""
+
+
+@pytest.mark.usefixtures("unplotted")
+@pytest.mark.parametrize("more", [[], ["--at-a-time", "2"]])
+def test_each_row_is_on_one_gpu_and_all_gpus_are_used(
+    h200: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    more: list[str],
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(executable(tmp_path / "python", ON_ITS_GPU)))
+    tensorrt = executable(tmp_path / "python3.10", ON_ITS_GPU)
+    rows = ["--rows", "Swin-T", "--rows", "Swin-S", "--rows", "Swin-L"]
+    command = ["--folder", str(tmp_path), "--tensorrt-python", str(tensorrt), *rows]
+    h200.main([*command, "--gpus", "0,3,0", *more])
+    kept = json.loads((tmp_path / "results" / "h200.json").read_text())
+    names = [row.name for row in h200.ROWS if row.name.startswith(("Swin-T", "Swin-S", "Swin-L"))]
+    assert set(kept) == {"peaks", *names}
+    for index, name in enumerate(names):
+        gpu = "03"[index % 2]
+        assert {found["visible"] for found in kept[name].values()} == {gpu}
+        # 1 GFLOP an image in 1 ms, by the peak of the same GPU.
+        batch = int(name.split("=")[1])
+        assert kept[name]["torch"]["of_peak"] == pytest.approx(batch / {"0": 100, "3": 130}[gpu])
+        assert {Path(kept[name][column]["python"]).name for column in ("torch", "swinopt")} == {"python", "python3.10"}
+    said = capfd.readouterr().out
+    assert f"GPU 0: {names[0]}: torch\n" in said and f"GPU 3: {names[1]}: torch\n" in said
+    assert ("GPU 3: Swin-S 224 fp16 B=32: TensorRT (to be measured)\n" in said) == bool(more)
+
+
+def test_without_the_option_the_environment_stays(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = executable(tmp_path / "python", 'echo "{\\"visible\\": \\"$CUDA_VISIBLE_DEVICES\\"}" >"$7"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5")
+    assert worker(h200, tmp_path, python).cell("torch", h200.ROWS[0]) == {"visible": "GPU-5"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert worker(h200, tmp_path, python).cell("torch", h200.ROWS[0]) == {"visible": ""}
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_gpus_measure_at_the_same_time_and_export_one_after_the_other(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=30)
+    exporting = threading.Lock()
+
+    def measured(worker: Any, column: str, row: Any) -> dict[str, Any]:
+        if column == "peaks":
+            both.wait()
+        if column == "export":
+            # Both want it now, and read the same files.
+            assert exporting.acquire(blocking=False), "two export at the same time"
+            time.sleep(0.2)
+            exporting.release()
+        return found_by(column)
+
+    monkeypatch.setattr(h200.Worker, "cell", measured)
+    rows = ["--rows", "Swin-B 224 fp16 B=1", "--rows", "Swin-B 224 fp32 B=1"]
+    h200.main(["--folder", str(tmp_path), *rows, "--gpus", "0,1"])
+    assert {"Swin-B 224 fp16 B=1", "Swin-B 224 fp32 B=1"} < set(
+        json.loads((tmp_path / "results/h200.json").read_text())
+    )
+
+
+def test_a_gpu_that_measures_nothing_ends_the_run(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = """[ "$CUDA_VISIBLE_DEVICES" = 1 ] || exec sleep 60; echo '{"error": "no driver"}' >"$7" """
+    monkeypatch.setattr(sys, "executable", str(executable(tmp_path / "python", fails)))
+    begun = time.monotonic()
+    with pytest.raises(SystemExit, match="GPU 1: nothing can be measured here: no driver"):
+        h200.main(["--folder", str(tmp_path), "--gpus", "0,1"])
+    assert time.monotonic() < begun + 30
+    assert not (tmp_path / "results" / "h200.json").exists()  # nor is what was cut off a result
+
+
+def test_what_is_added_while_others_add_is_kept(
+    h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = importlib.import_module("h200_table")
+    write_whole, written = table.write_whole, threading.Event()
+
+    def slow_at_first(path: Path, data: bytes) -> None:
+        if len(json.loads(data)) == 1:
+            written.wait(0.3)  # for one that overtakes it
+        write_whole(path, data)
+        written.set()
+
+    monkeypatch.setattr(table, "write_whole", slow_at_first)
+    store = h200.Store(tmp_path / "results" / "h200.json")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: store.add(f"row {index}", "torch", {"ms": index}), range(40)))
+    all_of_them = {f"row {index}": {"torch": {"ms": index}} for index in range(40)}
+    assert json.loads(store.path.read_text()) == store.cells == all_of_them
+
+
+@pytest.mark.parametrize(("visible", "asked"), [(None, ""), ("", ""), ("1", "--id=1"), ("GPU-5,GPU-7", "--id=GPU-5")])
+def test_memory_is_that_of_the_first_visible_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+) -> None:
+    import cells
+
+    executable(tmp_path / "nvidia-smi", f'echo 700; echo "$*" >{tmp_path}/arguments')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cells.used_memory() == 700
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert [argument for argument in arguments if "id" in argument] == [asked] * bool(asked)
 
 
 def test_every_column_can_be_measured(h200: ModuleType) -> None:
