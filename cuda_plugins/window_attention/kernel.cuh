@@ -12,8 +12,8 @@
 // tensor cores with windows from about 16 on.
 //
 //   small.cuh   up to 64 tokens, heads of 32 channels, 16 bits: the Swins as published
-//   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits; if plan.h says so fp32, as products of TF32
-//   single.cuh  fp32 on the plain units
+//   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits and, as products of TF32, fp32
+//   single.cuh  fp32 on the plain units, where there is no TF32 or too little shared memory for tiles of it
 //
 // plan.h and plan.py say which, and how the work is cut.
 #pragma once

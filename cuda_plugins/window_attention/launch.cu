@@ -75,9 +75,7 @@ Kernel half_kernel(WindowAttentionPlan const& plan) {
 
 template <bool kCosine>
 Kernel float_kernel(WindowAttentionPlan const& plan) {
-    if constexpr (kFloatTiles) {
-        if (plan.kernel == WindowAttentionKernel::kTiled) return tiled_kernel<float, kCosine>(plan);
-    }
+    if (plan.kernel == WindowAttentionKernel::kTiled) return tiled_kernel<float, kCosine>(plan);
     return single_kernel<kCosine>(plan.dim);
 }
 

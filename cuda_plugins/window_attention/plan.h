@@ -18,12 +18,6 @@ struct WindowAttentionPlan {
     int row_tiles = 0;  // kSmall: of 16 queries, those that a block computes
 };
 
-// Whether tiled.cuh takes single precision: right by emulation, and off until a GPU has shown what it brings.
-#ifndef SWINOPT_FLOAT_TILES
-#define SWINOPT_FLOAT_TILES 0
-#endif
-constexpr bool kFloatTiles = SWINOPT_FLOAT_TILES;
-
 constexpr int kLargestWindow = 1024, kLargestHead = 128, kLargestSmallWindow = 64, kSmallHead = 32;
 constexpr int kReserved = 1024;  // bytes of shared memory that CUDA takes for each block
 // Hides a key as minus infinity does. But a tile of keys that are all hidden has a largest score, and what becomes of
@@ -108,7 +102,7 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
         int const query_slots = row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;
         int const slots = query_slots > key_slots ? query_slots : key_slots;
         int const bytes = tiled_storage_bytes(is_float ? 4 : 2, dim, keys) + 4 * slots;
-        if (is_float && (!kFloatTiles || device.capability < 80 || bytes > device.shared_bytes)) {
+        if (is_float && (device.capability < 80 || bytes > device.shared_bytes)) {
             int const plain = p.head_dim <= 32 ? 32 : p.head_dim <= 64 ? 64 : 128;
             return {WindowAttentionKernel::kSingle, plain, 32,
                     ceil_div(window, 32) * static_cast<int>(windows) * p.num_heads, 128, single_storage_bytes(plain)};

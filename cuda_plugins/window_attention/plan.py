@@ -13,8 +13,6 @@ from swinopt.cuda_plugins.launch import CUDA_TYPES, Device, Launch, Tensor, Unsu
 
 _OP = "WindowAttention"
 
-#: Whether tiled.cuh takes single precision: right by emulation, and off until a GPU has shown what it brings.
-FLOAT_TILES = False
 LARGEST_WINDOW, LARGEST_HEAD = 1024, 128
 _LARGEST_SMALL_WINDOW, _SMALL_HEAD = 64, 32
 _SMALL_TILES, _TILED_DIMS, _SINGLE_DIMS = (4, 7, 8), (16, 32, 64, 96, 128), (32, 64, 128)
@@ -185,7 +183,7 @@ def _cut(
         warps = math.ceil(all_row_tiles / row_groups)
         slots = max(row_groups * warps * 16, math.ceil(n / keys) * keys)
         shared = size * (64 + 2 * stages * keys) * (dim + 16 // size) + 4 * keys + 4 * slots
-        if is_float and not (FLOAT_TILES and device.capability >= 80 and shared <= device.shared_bytes):
+        if is_float and (device.capability < 80 or shared > device.shared_bytes):
             plain = _at_least(p.head_dim, _SINGLE_DIMS)
             floats = 3 * 32 * (plain + 4) + 4 * 8 * 32 + 2 * 32
             return "single", [str(plain)], math.ceil(n / 32) * windows * p.num_heads, 128, 4 * floats

@@ -1,4 +1,4 @@
-// Any window of up to 1024 tokens, heads of up to 128 channels; floats from Ampere on, where plan.h takes it for them.
+// Any window of up to 1024 tokens, heads of up to 128 channels; floats from Ampere on.
 //
 // A warp computes 16 queries of one head of one window, a block up to four such tiles; keys and values pass by in tiles of
 // 48 or 64 (floats: 56, too) with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), so that only tiles

@@ -13,7 +13,7 @@ from swinopt import cuda_plugins
 from swinopt.cuda_plugins.launch import Launch
 
 
-def load(op: str, params: type[ctypes.Structure], source: str, folder: Path, *options: str) -> ctypes.CDLL:
+def load(op: str, params: type[ctypes.Structure], source: str, folder: Path) -> ctypes.CDLL:
     """The ``plan.h`` of an op as a library, with what is defined in the source; skips where it cannot be built.
 
     ``layout(field)`` tells where a field of ``params`` lies in C++, and ``layout(-1)`` how large the struct is.
@@ -35,7 +35,7 @@ def load(op: str, params: type[ctypes.Structure], source: str, folder: Path, *op
         }}"""
     library = folder / "launchers.so"
     command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-x", "c++", "-"]
-    command += [f"-I{cuda_plugins.SOURCES}", "-o", str(library), *options]
+    command += [f"-I{cuda_plugins.SOURCES}", "-o", str(library)]
     done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))

@@ -6,14 +6,12 @@ import ctypes
 import math
 import random
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swinopt import cuda_plugins
 from swinopt.cuda_plugins.launch import CUDA_TYPES, ITEM_SIZES, Device, Launch, Tensor, Unsupported
-from swinopt.cuda_plugins.window_attention import plan as plan_module
 from swinopt.cuda_plugins.window_attention.plan import WindowAttentionParams
 from swinopt.errors import SwinoptError
 from tests.cuda_plugins import host_compiler
@@ -134,8 +132,6 @@ def test_a_map_that_is_smaller_than_the_shift_is_rolled_by_the_rest(roll_first: 
         ({"attributes": {"scale": -1.0}}, "tiled<__half, 32, 64, false>"),
         ({"size": (12, 12), "window": (12, 12)}, "tiled<__half, 32, 48, false>"),
         ({"size": (16, 16), "window": (16, 16), "cosine": True}, "tiled<__half, 32, 64, true>"),
-        ({"dtype": "float32"}, "single<32, false>"),
-        ({"dtype": "float32", "head_dim": 65, "cosine": True}, "single<128, true>"),
     ],
     ids=str,
 )
@@ -157,8 +153,7 @@ def test_the_kernel_is_the_one_for_it(asked: dict[str, Any], kernel: str) -> Non
     ],
     ids=str,
 )
-def test_the_kernel_for_single_precision(asked: dict[str, Any], kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
+def test_the_kernel_for_single_precision(asked: dict[str, Any], kernel: str) -> None:
     assert plan(dtype="float32", **asked).kernel == f"swinopt::window_attention_{kernel}"
 
 
@@ -261,16 +256,8 @@ class CppDevice(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compiled(tmp_path_factory.mktemp("window_attention"))
-
-
-@pytest.fixture(scope="module")
-def twin_with_float_tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compiled(tmp_path_factory.mktemp("float_tiles"), "-DSWINOPT_FLOAT_TILES=1")
-
-
-def compiled(folder: Path, *options: str) -> ctypes.CDLL:
-    library = host_compiler.load("window_attention", WindowAttentionParams, SOURCE, folder, *options)
+    folder = tmp_path_factory.mktemp("window_attention")
+    library = host_compiler.load("window_attention", WindowAttentionParams, SOURCE, folder)
     library.unsupported.restype = ctypes.c_char_p
     library.plan.restype = WindowAttentionPlan
     return library
@@ -341,16 +328,6 @@ def test_the_struct_is_laid_out_as_in_cpp(twin: ctypes.CDLL) -> None:
 def test_cpp_cuts_the_work_alike(twin: ctypes.CDLL, name: str) -> None:
     source = random.Random(name)
     taken = {assert_planned_alike(twin, anything(source, DEVICES[name])) for _ in range(3000)}
-    assert taken == {"small", "tiled", "single"}
-
-
-@pytest.mark.parametrize("name", DEVICES)
-def test_cpp_cuts_the_work_alike_with_float_tiles(
-    twin_with_float_tiles: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
-    source = random.Random(name)
-    taken = {assert_planned_alike(twin_with_float_tiles, anything(source, DEVICES[name])) for _ in range(3000)}
     # Single precision on the plain units is what is left where there are no tensor cores for it, or little memory.
     assert taken == {"small", "tiled"} | ({"single"} if name in ("T4", "A10", "RTX 5090") else set())
 
