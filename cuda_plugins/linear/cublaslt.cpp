@@ -27,7 +27,9 @@ std::optional<CublasLt> read(void* library) {
         find(library, "cublasLtMatmulPreferenceDestroy", api.preference_destroy) &&
         find(library, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) &&
         find(library, "cublasLtMatmulAlgoGetHeuristic", api.heuristic) &&
-        find(library, "cublasLtMatmulAlgoCheck", api.check) && find(library, "cublasLtMatmul", api.matmul);
+        find(library, "cublasLtMatmulAlgoCheck", api.check) &&
+        find(library, "cublasLtMatmulAlgoCapGetAttribute", api.capability) &&
+        find(library, "cublasLtMatmulAlgoConfigSetAttribute", api.set) && find(library, "cublasLtMatmul", api.matmul);
     return whole ? std::optional(api) : std::nullopt;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include <cuda_runtime_api.h>
 #include <library_types.h>
@@ -19,6 +20,8 @@ struct CublasLt {
 
     struct Algorithm {
         std::uint64_t data[8];
+
+        bool operator==(Algorithm const& other) const { return !std::memcmp(data, other.data, sizeof data); }
     };
 
     struct Heuristic {
@@ -37,6 +40,9 @@ struct CublasLt {
     static constexpr std::uint32_t kReduceInFloat = 2;               // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
     static constexpr int kAlignments[] = {5, 6, 7, 8};               // CUBLASLT_MATMUL_PREF_*, of A, B, C and D
 
+    static constexpr int kTileIds = 6;                               // CUBLASLT_ALGO_CAP_TILE_IDS
+    enum Setting : int { kTile = 1, kOption = 5, kCluster = 8 };     // CUBLASLT_ALGO_CONFIG_*
+
     std::size_t (*version)();
     Status (*create)(Handle*);
     Status (*destroy)(Handle);
@@ -53,6 +59,8 @@ struct CublasLt {
         int asked, Heuristic* found, int* count);
     Status (*check)(Handle, MatmulDesc, MatrixLayout a, MatrixLayout b, MatrixLayout c, MatrixLayout d,
         Algorithm const*, Heuristic* result);
+    Status (*capability)(Algorithm const*, int capability, void* value, std::size_t bytes, std::size_t* written);
+    Status (*set)(Algorithm*, int setting, void const* value, std::size_t bytes);
     Status (*matmul)(Handle, MatmulDesc, void const* alpha, void const* a, MatrixLayout, void const* b, MatrixLayout,
         void const* beta, void const* c, MatrixLayout, void* d, MatrixLayout, Algorithm const*, void* workspace,
         std::size_t workspace_bytes, cudaStream_t);

@@ -25,7 +25,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Facts]:
     folder = tmp_path_factory.mktemp("probe")
     common = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", f"-I{FAKES}", f"-I{cuda_plugins.SOURCES}"]
     linear = cuda_plugins.SOURCES / "linear"
-    sources = [FAKES / "linear_probe.cpp", linear / "launch.cpp", linear / "cublaslt.cpp"]
+    sources = [FAKES / "linear_probe.cpp", *(linear / f"{name}.cpp" for name in ("launch", "tune", "cublaslt"))]
     program, libraries = folder / "probe", ["-pthread", "-ldl"]
     subprocess.run([*common, *map(str, sources), *libraries, "-o", str(program)], check=True)
 
@@ -90,9 +90,13 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
         ("tuned without memory", 0),
         ("tuned", 72),
         ("memory kept", 0),
+        ("graphs kept", 0),
         ("tuned the same", 1),
         ("measured again", 0),
         ("tuned algorithm", 3),
+        ("tuned tile", 7),
+        ("tuned cluster", 3),
+        ("tuned option", 2),
         ("algorithm of another version", 0),
         ("algorithm that is refused", 0),
         ("algorithm of too few bytes", 0),
@@ -114,8 +118,14 @@ def test_a_row_major_product_is_asked_for_as_its_transpose(facts: Facts) -> None
 
 
 def test_the_first_proposal_stays_where_it_is_as_fast(probe: Callable[..., Facts]) -> None:
-    assert probe(130000, FAKE_BEST="0")["tuned"] == 0
-    assert probe(130000, FAKE_PROPOSALS="1")["tuned"] == 0
+    as_proposed = {"FAKE_TILE": "1", "FAKE_CLUSTER": "0", "FAKE_OPTION": "0"}
+    assert probe(130000, FAKE_BEST="0", **as_proposed)["tuned"] == 0
+    assert probe(130000, FAKE_BEST="0", FAKE_TILE="7", FAKE_CLUSTER="0", FAKE_OPTION="0")["tuned tile"] == 7
+
+
+def test_what_cublaslt_refuses_is_not_tuned_for(probe: Callable[..., Facts]) -> None:
+    assert probe(130000, FAKE_TILE="9")["tuned tile"] != 9
+    assert probe(130000, FAKE_PROPOSALS="0")["tuned"] == 0
 
 
 def test_the_newest_that_the_driver_is_new_enough_for_is_taken(probe: Callable[..., Facts]) -> None:

@@ -39,6 +39,10 @@ struct Algorithm {
     std::uint64_t data[8];
 };
 
+enum { kIndex, kTile, kOption, kCluster };  // where an algorithm has them
+constexpr std::uint32_t kTiles[] = {1, 4, 7, 9};
+constexpr std::uint32_t kRefusedTile = 9;
+
 struct Heuristic {
     Algorithm algorithm;
     std::size_t workspace;
@@ -125,7 +129,8 @@ int cublasLtMatmulAlgoGetHeuristic(cublasLtContext*, cublasLtMatmulDescOpaque_t*
     *count = 0;
     for (int i = 0; i < asked && i < setting("FAKE_PROPOSALS", 5); ++i) {
         found[i] = {};
-        found[i].algorithm.data[0] = static_cast<std::uint64_t>(i);
+        found[i].algorithm.data[kIndex] = static_cast<std::uint64_t>(i);
+        found[i].algorithm.data[kTile] = kTiles[0];
         ++*count;
     }
     return 0;
@@ -135,7 +140,23 @@ int cublasLtMatmulAlgoCheck(cublasLtContext*, cublasLtMatmulDescOpaque_t* desc, 
     cublasLtMatrixLayoutOpaque_t*, cublasLtMatrixLayoutOpaque_t*, cublasLtMatrixLayoutOpaque_t*,
     Algorithm const* algorithm, Heuristic* result) {
     *result = {};
-    return algorithm->data[0] >= 5 || !desc->bias;
+    return algorithm->data[kIndex] >= 5 || algorithm->data[kTile] == kRefusedTile || !desc->bias;
+}
+
+int cublasLtMatmulAlgoCapGetAttribute(
+    Algorithm const*, int attribute, void* value, std::size_t bytes, std::size_t* written) {
+    if (attribute != 6 || bytes < sizeof kTiles) return 1;
+    std::memcpy(value, kTiles, sizeof kTiles);
+    *written = sizeof kTiles;
+    return 0;
+}
+
+int cublasLtMatmulAlgoConfigSetAttribute(Algorithm* algorithm, int attribute, void const* value, std::size_t bytes) {
+    if (bytes != (attribute == 8 ? 2 : 4)) return 1;
+    int const place = attribute == 1 ? kTile : attribute == 5 ? kOption : kCluster;
+    algorithm->data[place] = 0;
+    std::memcpy(&algorithm->data[place], value, bytes);
+    return 0;
 }
 
 int cublasLtMatmul(cublasLtContext*, cublasLtMatmulDescOpaque_t* desc, void const* alpha, void const*,
@@ -151,8 +172,12 @@ int cublasLtMatmul(cublasLtContext*, cublasLtMatmulDescOpaque_t* desc, void cons
     calls.alpha = *static_cast<float const*>(alpha);
     calls.beta = *static_cast<float const*>(beta);
     calls.in_place = c == d;
-    calls.algorithm = static_cast<int>(algorithm->data[0]);
-    calls.clock += calls.algorithm == setting("FAKE_BEST", 3) ? 1 : 2;
+    calls.algorithm = static_cast<int>(algorithm->data[kIndex]);
+    calls.tile = static_cast<int>(algorithm->data[kTile]);
+    calls.option = static_cast<int>(algorithm->data[kOption]);
+    calls.cluster = static_cast<int>(algorithm->data[kCluster]);
+    calls.clock += 10 + 4 * (calls.algorithm != setting("FAKE_BEST", 3)) + 3 * (calls.tile != setting("FAKE_TILE", 7)) +
+                   2 * (calls.cluster != setting("FAKE_CLUSTER", 3)) + (calls.option != setting("FAKE_OPTION", 2));
     return setting("FAKE_FAILS", 0);
 }
 }

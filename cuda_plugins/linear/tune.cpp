@@ -1,0 +1,196 @@
+// The fastest algorithm for a product, by measuring.
+//
+// cuBLASLt's proposals come first, best guess first. It knows large products best: small ones, whose time is that of
+// getting started, run up to a tenth faster with a tile, a cluster or an option that it does not think of, so what is
+// like its fastest proposal but for one of these is tried as well.
+#include "launch.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "product.h"
+
+namespace swinopt {
+namespace {
+
+// By how much an algorithm has to be faster than the first proposal to be taken for it.
+constexpr float kWorthwhile = 0.97f;
+
+// Device memory, a stream and events to measure with; each null if there is no more of it.
+class Bench {
+public:
+    Bench() {
+        cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
+        for (cudaEvent_t& event : events_) cudaEventCreate(&event);
+    }
+
+    ~Bench() {
+        for (void* memory : memory_) cudaFree(memory);
+        for (cudaEvent_t const event : events_) cudaEventDestroy(event);
+        if (stream_) cudaStreamDestroy(stream_);
+        cudaGetLastError();
+    }
+
+    // Numbers of about 1 in float16 and 0.01 in bfloat16.
+    void* allocate(std::size_t bytes) {
+        void* memory = nullptr;
+        if (cudaMalloc(&memory, bytes) != cudaSuccess) return nullptr;
+        memory_.push_back(memory);
+        cudaMemsetAsync(memory, 0x3c, bytes, stream_);
+        return memory;
+    }
+
+    // The shortest of some rounds over the first inputs, in milliseconds for each; a lot if a product fails. The rounds
+    // are a graph: launched one by one, small products would be measured by what it takes to launch them.
+    float time(Product const& product, std::vector<LinearParams> const& inputs, std::size_t count,
+        Lt::Algorithm const& algorithm, int rounds) {
+        constexpr float kFailed = 1e9f;
+        count = std::min(count, inputs.size());
+        // A kernel may have to be loaded, which must not happen while a stream is captured.
+        if (!product.run(inputs[0], algorithm, stream_) || cudaStreamSynchronize(stream_) != cudaSuccess) return kFailed;
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t ready = nullptr;
+        bool ok = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+        for (std::size_t i = 0; ok && i < count; ++i) ok = product.run(inputs[i], algorithm, stream_);
+        // Also where a product fails: the stream would stay in the capture.
+        ok = cudaStreamEndCapture(stream_, &graph) == cudaSuccess && ok;
+        ok = ok && cudaGraphInstantiateWithFlags(&ready, graph, 0) == cudaSuccess;
+        float best = kFailed;
+        for (int round = 0; ok && round <= rounds; ++round) {
+            float ms = kFailed;
+            cudaEventRecord(events_[0], stream_);
+            ok = cudaGraphLaunch(ready, stream_) == cudaSuccess;
+            cudaEventRecord(events_[1], stream_);
+            ok = ok && cudaEventSynchronize(events_[1]) == cudaSuccess;
+            cudaEventElapsedTime(&ms, events_[0], events_[1]);
+            if (round > 0) best = std::min(best, ms / count);
+        }
+        if (ready) cudaGraphExecDestroy(ready);
+        if (graph) cudaGraphDestroy(graph);
+        return ok ? best : kFailed;
+    }
+
+private:
+    cudaStream_t stream_ = nullptr;
+    cudaEvent_t events_[2] = {};
+    std::vector<void*> memory_;
+};
+
+// As many inputs as it takes to find little of one in the cache again; none if there is no memory for them.
+std::vector<LinearParams> inputs_like(LinearParams const& p, Bench& bench) {
+    constexpr std::size_t kBytes = std::size_t{256} << 20, kFewest = 2, kMost = 128;
+    std::size_t const rows = p.rows, inputs = p.inputs, outputs = p.outputs;
+    std::size_t const bytes = 2 * (rows * inputs + inputs * outputs + (p.residual ? 2 : 1) * rows * outputs);
+    std::size_t const count = std::min(kMost, std::max(kFewest, kBytes / bytes));
+    void* const workspace = bench.allocate(p.workspace_bytes);
+    std::vector<LinearParams> made;
+    for (std::size_t i = 0; i < count; ++i) {
+        LinearParams own = p;
+        own.x = bench.allocate(2 * rows * inputs);
+        own.weight = bench.allocate(2 * inputs * outputs);
+        own.bias = bench.allocate(2 * outputs);
+        own.residual = p.residual ? bench.allocate(2 * rows * outputs) : nullptr;
+        own.output = bench.allocate(2 * rows * outputs);
+        own.workspace = workspace;
+        if (!workspace || !own.x || !own.weight || !own.bias || !own.output || (p.residual && !own.residual)) return {};
+        made.push_back(own);
+    }
+    return made;
+}
+
+// Algorithms with what they took in a short measurement, the fastest first.
+class Search {
+public:
+    Search(Product const& product, std::vector<LinearParams> const& inputs, Bench& bench)
+        : product_(product), inputs_(inputs), bench_(bench) {}
+
+    void measure(std::vector<Lt::Algorithm> const& algorithms) {
+        constexpr std::size_t kInputs = 32;
+        constexpr int kRounds = 2;
+        for (Lt::Algorithm const& algorithm : algorithms)
+            timed_.push_back({bench_.time(product_, inputs_, kInputs, algorithm, kRounds), algorithm});
+        std::stable_sort(timed_.begin(), timed_.end(), [](Timed const& a, Timed const& b) { return a.ms < b.ms; });
+    }
+
+    // Goes on from the fastest, now in one setting and now in another.
+    void look_around() {
+        constexpr std::uint32_t kOneBlock = 2;                              // CUBLASLT_CLUSTER_SHAPE_1x1x1
+        std::vector<std::uint32_t> const clusters{kOneBlock, 3, 4, 5, 6, 8};  // ..., 2x1x1, 4x1x1, 1x2x1, 2x2x1, 1x4x1
+        // Not every tile goes with every cluster, and all go with one block.
+        std::vector<Lt::Algorithm> starts = variants(Lt::kCluster, {kOneBlock}), others;
+        starts.push_back(timed_[0].algorithm);
+        for (Lt::Algorithm const& start : starts)
+            for (Lt::Algorithm const& other :
+                product_.variants(start, Lt::kTile, product_.tiles(start), inputs_[0].workspace_bytes))
+                others.push_back(other);
+        measure(others);
+        measure(variants(Lt::kCluster, clusters));
+        measure(variants(Lt::kOption, {0, 1, 2, 3}));
+    }
+
+    // The fastest, or `first` if that is as good: both measured for longer.
+    Lt::Algorithm result(Lt::Algorithm const& first) {
+        constexpr int kFinalists = 6, kRounds = 5;
+        auto const time = [&](Lt::Algorithm const& a) { return bench_.time(product_, inputs_, inputs_.size(), a, kRounds); };
+        Timed best{kWorthwhile * time(first), first};
+        for (int i = 0; i < std::min<int>(kFinalists, timed_.size()); ++i)
+            if (float const ms = time(timed_[i].algorithm); ms < best.ms) best = {ms, timed_[i].algorithm};
+        return best.algorithm;
+    }
+
+private:
+    struct Timed {
+        float ms;
+        Lt::Algorithm algorithm;
+    };
+
+    std::vector<Lt::Algorithm> variants(Lt::Setting setting, std::vector<std::uint32_t> const& values) const {
+        return product_.variants(timed_[0].algorithm, setting, values, inputs_[0].workspace_bytes);
+    }
+
+    Product const& product_;
+    std::vector<LinearParams> const& inputs_;
+    Bench& bench_;
+    std::vector<Timed> timed_;
+};
+
+// Nothing if it cannot be measured now.
+std::optional<std::string> measured(LinearParams const& p, DType dtype, int device) {
+    constexpr int kProposals = 16;
+    Bench bench;
+    std::vector<LinearParams> const inputs = inputs_like(p, bench);
+    if (inputs.empty()) return std::nullopt;
+    Product const product(inputs[0], dtype, device);
+    std::vector<Lt::Algorithm> const proposals = product.proposals(inputs[0], kProposals);
+    if (proposals.empty()) return "";
+    Search search(product, inputs, bench);
+    search.measure(proposals);
+    search.look_around();
+    Lt::Algorithm const best = search.result(proposals[0]);
+    if (best == proposals[0]) return "";
+    Tuned const tuned{cublaslt()->version(), best};
+    return std::string(reinterpret_cast<char const*>(&tuned), sizeof tuned);
+}
+
+}  // namespace
+
+std::string tune_linear(LinearParams const& p, DType dtype, Device const& device) {
+    static std::mutex mutex;
+    static std::map<Key, std::string> known;
+    int id = 0;
+    if (linear_unsupported(p, dtype, device) || cudaGetDevice(&id) != cudaSuccess) return {};
+    // One at a time: two would disturb each other. A network has many products of one size.
+    std::lock_guard<std::mutex> const lock(mutex);
+    Key key = key_of(p, dtype, id);
+    auto const found = known.find(key);
+    if (found != known.end()) return found->second;
+    std::optional<std::string> const best = measured(p, dtype, id);
+    if (best) known.emplace(std::move(key), *best);
+    return best.value_or("");
+}
+
+}  // namespace swinopt
