@@ -1,5 +1,8 @@
 """Plugin or standard ops: for each swinopt op of a model both are built by themselves, timed in turns, and compared.
 
+Building takes most of the time, and of that the standard ops, on the CPU: they are built several at a time. Plugins are
+built one by one before, since linears are tuned in the meantime, and timed is when nothing else runs.
+
 A plugin is a wall to TensorRT: nothing is fused across it. Where TensorRT makes one good kernel of the spelled-out op,
 or a size suits the plugin's kernel badly, the standard ops are faster; which it is hangs on the GPU, the TensorRT, the
 precision and the size, so that nothing but a measurement tells.
@@ -11,9 +14,12 @@ What was measured once is kept in a folder, ``$SWINOPT_CACHE/choices`` if that v
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +41,9 @@ from swinopt.facts import Facts
 from swinopt.graph import Array
 from swinopt.pipeline import Progress
 
-PHASE = "measuring plugins"
+BUILDING, PHASE = "building what is measured", "measuring plugins"
 
+_AT_A_TIME = 8  # builds
 _ROUNDS = 5
 _RUNS = 50
 _WARMUP = 10
@@ -91,11 +98,13 @@ def choose(
         "standard_ops": sources_hash(),
         **settings,
     }
+    candidates = [_Candidate(op, {**setup, **op.key()}, build) for op in found]
+    _build([c for c in candidates if c.is_measured], progress)
     choices = []
-    for index, op in enumerate(found):
+    for index, candidate in enumerate(candidates):
         if progress:
-            progress(PHASE, index, len(found))
-        choices.append(_chosen(op, build, setup))
+            progress(PHASE, index, len(candidates))
+        choices.append(candidate.choice())
     return Choices(choices)
 
 
@@ -232,42 +241,89 @@ def _plain(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def _chosen(op: _Op, build: Builder, setup: Mapping[str, Any]) -> Choice:
-    if not op.shapes:
-        return op.choice("plugin", "its sizes cannot be told")
-    key = {**setup, **op.key()}
-    cached = _read(key)
-    times, failures = (cached, {}) if cached else _measured(op, build)
-    if times is None:
-        # Not kept: what failed for want of memory, say, may not the next time. If both do, the whole model tells.
-        only_plugin_fails = failures.keys() == {"plugin"}
-        why = "; ".join(f"{_IN_WORDS[form]}: {reason}" for form, reason in failures.items())
-        return op.choice("standard" if only_plugin_fails else "plugin", why)
-    if not cached:
-        _write(key, times)
-    return op.choice(*by_time(op.type, *times), times=times, from_cache=cached is not None)
+class _Candidate:
+    """An op for which there is something to choose, what is known of it, and what is built to find out."""
 
+    def __init__(self, op: _Op, key: Mapping[str, Any], build: Builder) -> None:
+        self.op, self.key = op, key
+        self.cached = _read(key) if op.shapes else None
+        self.is_measured = bool(op.shapes) and self.cached is None
+        self._build, self._model = build, op.model() if self.is_measured else None
+        self._engines: dict[Form, Engine] = {}
+        self._failures: dict[Form, str] = {}
 
-def _measured(op: _Op, build: Builder) -> tuple[_Times | None, dict[Form, str]]:
-    """Milliseconds as plugin and in standard ops; without these, why one or both of them do not work."""
-    model = op.model()
-    engines: dict[Form, Engine] = {}
-    failures: dict[Form, str] = {}
-    medians: dict[Form, list[float]] = {"plugin": [], "standard": []}
-    captured = True
-    with ExitStack() as stack:
+    def build(self, form: Form) -> None:
+        """Builds the engine of one form, or notes why it cannot be built."""
+        assert self._model is not None
+        self._failures.pop(form, None)
+        with _noted(form, self._failures):
+            self._engines[form] = self._build(self._model, form == "plugin")
+
+    def choice(self) -> Choice:
+        """What the op should become, by the times that are known or else by a measurement."""
+        if not self.op.shapes:
+            return self.op.choice("plugin", "its sizes cannot be told")
+        times = self.cached or self._measured()
+        if times is None:
+            # Not kept: what failed for want of memory, say, may not the next time. If both do, the whole model tells.
+            only_plugin_fails = self._failures.keys() == {"plugin"}
+            why = "; ".join(f"{_IN_WORDS[form]}: {reason}" for form, reason in self._failures.items())
+            return self.op.choice("standard" if only_plugin_fails else "plugin", why)
+        if not self.cached:
+            _write(self.key, times)
+        return self.op.choice(*by_time(self.op.type, *times), times=times, from_cache=self.cached is not None)
+
+    def _measured(self) -> _Times | None:
+        """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""
+        medians: dict[Form, list[float]] = {"plugin": [], "standard": []}
         for form in medians:
-            with _noted(form, failures):
-                engines[form] = stack.enter_context(build(model, form == "plugin"))
-                # What cannot be captured would pay for its launches, and the other one not.
-                captured &= engines[form].benchmark(runs=1, warmup=_WARMUP).graph
-        for number in range(_ROUNDS):
-            # In turns, now the one and now the other first: clocks go up and down with time.
-            for form in reversed(medians) if number % 2 else medians:
-                with _noted(form, failures):
-                    if not failures:
-                        medians[form].append(engines[form].benchmark(runs=_RUNS, warmup=_WARMUP, graph=captured).median)
-    return None if failures else (median(medians["plugin"]), median(medians["standard"])), failures
+            if form in self._failures:  # maybe for want of memory that others had
+                self.build(form)
+        captured = True
+        with ExitStack() as stack:
+            for form, engine in self._engines.items():
+                stack.enter_context(engine)
+                with _noted(form, self._failures):
+                    # What cannot be captured would pay for its launches, and the other one not.
+                    captured &= engine.benchmark(runs=1, warmup=_WARMUP).graph
+            for number in range(_ROUNDS):
+                # In turns, now the one and now the other first: clocks go up and down with time.
+                for form in reversed(medians) if number % 2 else medians:
+                    with _noted(form, self._failures):
+                        if not self._failures:
+                            timing = self._engines[form].benchmark(runs=_RUNS, warmup=_WARMUP, graph=captured)
+                            medians[form].append(timing.median)
+        self._engines.clear()
+        return None if self._failures else (median(medians["plugin"]), median(medians["standard"]))
+
+
+def _build(candidates: Sequence[_Candidate], progress: Progress | None) -> None:
+    """Builds both forms of each."""
+    done = itertools.count()
+
+    def tell() -> None:
+        if progress:
+            progress(BUILDING, next(done), 2 * len(candidates))
+
+    for candidate in candidates:
+        tell()
+        candidate.build("plugin")
+    if not candidates:
+        return
+    device = cuda.current_device()
+
+    def build(candidate: _Candidate) -> None:
+        with cuda.on_device(device):  # a thread begins with the first
+            candidate.build("standard")
+
+    with ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
+        for future in as_completed([pool.submit(build, candidate) for candidate in candidates]):
+            tell()
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 @contextmanager

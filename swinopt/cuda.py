@@ -79,6 +79,11 @@ def require_device(purpose: str) -> None:
         raise SwinoptError(f"no NVIDIA GPU was found: {reason}. {purpose} needs one; TensorRT-RTX builds without")
 
 
+def current_device() -> int:
+    """The number of this thread's GPU."""
+    return int(call("cudaGetDevice"))
+
+
 def device_name() -> str:
     """The name of the current GPU."""
     name = _properties().name
@@ -92,13 +97,13 @@ def compute_capability() -> str:
 
 
 def _properties() -> Any:
-    return call("cudaGetDeviceProperties", call("cudaGetDevice"))
+    return call("cudaGetDeviceProperties", current_device())
 
 
 @contextmanager
 def on_device(ordinal: int) -> Iterator[None]:
     """Makes a GPU the current one of this thread, and then again the one that was: other libraries go by it."""
-    before = call("cudaGetDevice")
+    before = current_device()
     call("cudaSetDevice", ordinal)
     try:
         yield

@@ -77,7 +77,8 @@ def build(
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
             Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too,
             in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32. The
-            embedding of patches is one of them, and the norms of V1's patch merging become plugins with them.
+            embedding of patches is one of them, and the norms between them become plugins with them: V1's with the
+            merging of patches before it, V2's with the residual addition behind it, all others alone.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, for its sums in
             float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that the next build
@@ -126,9 +127,19 @@ def build(
         )
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
+        # Making one takes seconds, and threads may not share one while it builds.
+        builders = [build.builder]
 
         def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
-            return _Build(trt, precision, None, workspace, optimization_level, None, linears).engine_of_op(op, plugin)
+            try:
+                builder = builders.pop()
+            except IndexError:
+                builder = None
+            one = _Build(trt, precision, None, workspace, optimization_level, None, linears, builder)
+            try:
+                return one.engine_of_op(op, plugin)
+            finally:
+                builders.append(one.builder)
 
         settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
         choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
@@ -148,6 +159,7 @@ class _Build:
         optimization_level: int | None,
         progress: Progress | None,
         linears: bool,
+        builder: Any = None,
     ) -> None:
         self.linears = linears
         self.trt, self.precision, self.workspace, self.progress = trt, precision, workspace, progress
@@ -162,7 +174,7 @@ class _Build:
         self.logger = tensorrt_module.logger(trt)
         self.logger.errors.clear()
         try:
-            self.builder = trt.Builder(self.logger)
+            self.builder = builder or trt.Builder(self.logger)
         except TypeError as error:  # what pybind11 makes of a constructor that gave up
             raise SwinoptError(f"TensorRT does not start: {tensorrt_module.complaints(trt)}") from error
         self.network = self.builder.create_network(self._network_flags())

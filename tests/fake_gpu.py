@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,10 +28,19 @@ class Runtime:
         self.calls: list[str] = []
         self.devices = 1
         self.name, self.minor = b"Pretended GPU\0\0", 0
-        self.current = 0
+        self._of_thread = threading.local()
         self.room = 1 << 20
         self.capture_status = 0
         self.clock = 0.0
+
+    @property
+    def current(self) -> int:
+        """The GPU of this thread, which begins with the first."""
+        return getattr(self._of_thread, "device", 0)
+
+    @current.setter
+    def current(self, device: int) -> None:
+        self._of_thread.device = device
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
         return 0, self.devices

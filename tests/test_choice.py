@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ class Lab:
         time = self.times[made.graph.name][0 if plugin else 1]
         if isinstance(time, Exception):
             raise time
-        ms = time() if callable(time) else time
+        ms = time(made) if callable(time) else time
         return Timing((ms,), {}, options.get("graph", True) and self.graph(plugin), 4, "a GPU", "an engine")
 
     @property
@@ -99,9 +100,12 @@ class _Measurable(TensorRT):
     def __init__(self, version: str, lab: Lab) -> None:
         super().__init__(version)
         self.lab = lab
+        self.builders = 0
         self.config.builder_optimization_level = 3
 
     def Builder(self, logger: Any) -> Any:
+        self.builders += 1
+
         def serialized(network: Any, config: Any) -> bytes | None:
             self.lab.built.append(network.model)
             return None if self.lab.fails(network.model) else bytes(network.model.SerializeToString())
@@ -181,7 +185,7 @@ def test_each_op_becomes_what_is_faster(lab: Lab) -> None:
 
 @pytest.mark.parametrize("batch", [2, "N"])
 def test_only_the_sizes_that_lose_are_spelled_out(batch: int | str, lab: Lab) -> None:
-    lab.times["WindowAttention"] = (lambda: 3.0 if is_plain(lab) else 1.0), 2.0
+    lab.times["WindowAttention"] = (lambda made: 3.0 if is_plain(made) else 1.0), 2.0
     engine = lab.build(model(batch))
     assert chosen(engine) == {"a": "standard", "c": "plugin", "e": "standard", "s": "standard", "y": "standard"}
     final = onnx.load_model_from_string(engine.plan)
@@ -192,9 +196,9 @@ def test_only_the_sizes_that_lose_are_spelled_out(batch: int | str, lab: Lab) ->
     assert not {"TopK", "GatherND"} & op_counts(final).keys()
 
 
-def is_plain(lab: Lab) -> bool:
-    """Whether the attention that is timed right now is the one without a shift."""
-    (node,) = ops.nodes(lab.alone[-1]) if ops.uses(lab.alone[-1]) else ops.nodes(lab.alone[-2])
+def is_plain(made: onnx.ModelProto) -> bool:
+    """Whether the attention that is timed is the one without a shift."""
+    (node,) = ops.nodes(made)
     return next(list(a.ints) for a in node.attribute if a.name == "shift_size") == [0, 0]
 
 
@@ -241,13 +245,48 @@ def test_what_is_alike_is_measured_once(lab: Lab) -> None:
         ("AddLayerNorm", None, ("s",)),
         ("PatchMerging", None, ("y",)),
     ]
-    assert [ops.uses(made).total() for made in lab.built] == [1, 0] * 4 + [3]
+    assert [ops.uses(made).total() for made in lab.built] == [1] * 4 + [0] * 4 + [3]
     assert len(lab.closed) == 8, "an engine that was measured keeps memory of the GPU"
+
+
+def test_standard_ops_are_built_several_at_a_time_for_the_gpu_of_the_caller(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    lab.gpu.current = 1
+    met, devices = threading.Barrier(4), []
+
+    def together(made: onnx.ModelProto) -> bool:
+        if made.graph.name != "g" and not ops.uses(made):
+            met.wait(timeout=30)  # for all four, or the test fails
+            devices.append(lab.gpu.current)
+        else:
+            assert threading.current_thread() is threading.main_thread(), "linears are tuned while a plugin is built"
+        return False
+
+    lab.fails = together
+    lab.build()
+    assert devices == [1] * 4
+    assert lab.trt.builders <= 5, "making a builder takes long"
+
+
+def test_what_fails_among_others_is_built_again_alone(lab: Lab) -> None:
+    failed: list[str] = []
+
+    def once(made: onnx.ModelProto) -> bool:
+        is_first = made.graph.name == "AddLayerNorm" and not ops.uses(made) and not failed
+        failed.extend(["AddLayerNorm"] * is_first)
+        return is_first
+
+    lab.fails = once
+    choice = lab.build().choices[2]
+    assert failed and (choice.chosen, choice.plugin_ms, choice.standard_ms) == ("standard", 3.0, 1.0)
 
 
 def test_an_op_is_measured_alone_with_its_constants(lab: Lab) -> None:
     lab.build()
-    plugin, standard = lab.alone[:2]
+    plugin = lab.alone[0]
+    standard = next(made for made in lab.alone[4:] if made.graph.name == "WindowAttention")
     assert op_counts(plugin) == {"swinopt::WindowAttention": 1}
     assert [value.name for value in plugin.graph.input] == [value.name for value in standard.graph.input] == ["qkv"]
     (bias,) = plugin.graph.initializer
@@ -276,7 +315,7 @@ def test_inputs_that_are_absent_stay_so(lab: Lab) -> None:
         ["qkv", "relative_position_bias", "pad_qkv"],
         ["qkv", "relative_position_bias", "logit_scale", "pad_qkv"],
     ]
-    (first,), (second,) = ops.nodes(lab.alone[0]), ops.nodes(lab.alone[2])
+    (first,), (second,) = ops.nodes(lab.alone[0]), ops.nodes(lab.alone[1])
     assert list(first.input) == ["qkv", "relative_position_bias", "pad_qkv"]
     assert len(second.input) == 4
 
@@ -349,7 +388,7 @@ def test_what_stays_in_float32_is_given_float32(lab_11: Lab) -> None:
 
 def test_both_are_timed_in_turns_and_one_slow_round_decides_nothing(lab: Lab) -> None:
     slow = iter([1.0, 50.0, 1.0, 50.0, 1.0, 1.0] * 2)
-    lab.times["WindowAttention"] = (lambda: next(slow)), 2.0
+    lab.times["WindowAttention"] = (lambda made: next(slow)), 2.0
     engine = lab.build()
     assert engine.choices[0].plugin_ms == 1.0 and engine.choices[0].chosen == "plugin"
     rounds = [plugin for op, plugin, options in lab.timed[:12] if "graph" in options]
@@ -366,8 +405,9 @@ def test_neither_is_captured_if_one_cannot_be(plugin: bool, lab: Lab) -> None:
 def test_the_listener_is_told(lab: Lab) -> None:
     told: list[tuple[str, int, int]] = []
     lab.build(progress=lambda *step: told.append(step))
-    assert told[:4] == [(choosing.PHASE, index, 4) for index in range(4)]
-    assert "preparing the model" in [phase for phase, _, _ in told[4:]]
+    assert told[:8] == [(choosing.BUILDING, index, 8) for index in range(8)]
+    assert told[8:12] == [(choosing.PHASE, index, 4) for index in range(4)]
+    assert "preparing the model" in [phase for phase, _, _ in told[12:]]
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong
@@ -412,7 +452,7 @@ def test_what_does_not_run_is_not_taken(plugin: bool, expected: str, lab: Lab, t
 def test_a_failure_on_the_way_is_one_as_well(lab: Lab) -> None:
     times = iter([1.0, 1.0])
 
-    def runs_out() -> float:
+    def runs_out(made: onnx.ModelProto) -> float:
         if (time := next(times, None)) is None:
             raise SwinoptError("it fell over")
         return time
