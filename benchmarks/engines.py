@@ -321,8 +321,8 @@ def _plugins_of(job: Job) -> int:
     if job.precision != "fp16" or not cublaslt_version():
         return attentions
     linears = 4 * attentions + 1 + 3 + 1  # of blocks, embedding, patch mergings and head
-    # V2 has the norm behind the merging's linear, where it is none of the op.
-    return attentions + linears + (0 if job.model.startswith("swinv2") else 3)
+    norms = 2 * attentions + 1 + 3 + 1  # likewise, but before the head; those of V1's mergings are PatchMerging
+    return attentions + linears + norms
 
 
 def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:

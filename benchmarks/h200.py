@@ -7,7 +7,7 @@
 Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live in Pythons of their own; TensorRT 8.6
 needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them
 TensorRT's builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is
-given; ``--rows`` and ``--columns`` take names or parts of them, several if need be; with ``--seconds`` it ends after
+given; ``--rows`` and ``--columns`` take names, or parts of names, several if need be; with ``--seconds`` it ends after
 that time, and leaves what is not done then for the next run; ``--at-a-time`` first makes the engines and compiled
 modules of all that is asked for, so many at the same time: they may disturb one another's choices a little, stock
 TensorRT's and swinopt's alike. Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,14 +113,19 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
 
 def _missing(row: Row, arguments: argparse.Namespace, store: Store) -> list[str]:
     """The columns of a row that are asked for, and not there."""
-    if arguments.rows is not None and not any(part in row.name for part in arguments.rows):
+    if not _is_asked_for(row.name, arguments.rows, {row.name for row in ROWS}):
         return []
     return [
         column
         for column in row.columns
-        if (arguments.columns is None or any(part in column for part in arguments.columns))
+        if _is_asked_for(column, arguments.columns, COLUMNS.keys())
         and (arguments.again or not store.has(row.name, column))
     ]
+
+
+def _is_asked_for(name: str, parts: Sequence[str] | None, names: Collection[str]) -> bool:
+    """Whether it is named; a whole name is no part of others, or there would be no asking for "swinopt" alone."""
+    return parts is None or any(part == name if part in names else part in name for part in parts)
 
 
 @dataclass

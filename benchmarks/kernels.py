@@ -19,18 +19,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from swinopt import plugin_library
-from swinopt.cuda_plugins.window_attention import plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.cuda_plugins import linears, truth
 
 #: Share of the copy bandwidth that window attention in fp16 has to reach at Swin-B's first stage with 32 images.
 BANDWIDTH_BAR = 0.70
+KERNELS = ("window_attention", "add_layer_norm", "layer_norm", "patch_merging")
 _INPUT_BYTES, _REPLAYS = 400e6, 60
 _LAUNCHES = 16  # in a graph: what starting it takes is spread over them
 _PEERS = 2  # inputs that PyTorch's way is timed with
@@ -91,11 +90,16 @@ def errors() -> dict[str, dict[str, Any]]:
             for m in (False, True)[: 1 + (n % 4 == 0)]
         ]
         norms = [truth.add_layer_norm_error(s, dtype, misaligned=m) for s in truth.ROWS for m in (False, True)]
+        norms_alone = [
+            truth.layer_norm_error(s, dtype, residual=r, misaligned=m)
+            for s, r, m in itertools.product(truth.ROWS, (False, True), (False, True))
+        ]
         merging = [truth.patch_merging_error(s, dtype, misaligned=m) for s in truth.PATCHES for m in (False, True)]
         found[str(dtype).removeprefix("torch.")] = {
-            "cases": len(attention) + len(norms) + len(merging),
+            "cases": len(attention) + len(norms) + len(norms_alone) + len(merging),
             "window_attention": _largest(attention),
             "add_layer_norm": _largest(norms),
+            "layer_norm": _largest(norms_alone),
             "patch_merging": _largest(merging),
             "bar": tolerance,
         }
@@ -165,10 +169,6 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
             row["torch SDPA us"] = round(peer * 1e6, 1)
             row["times faster"] = round(peer * 1e6 / row["us"], 1)
         yield row
-        if dtype == torch.float32:
-            with mock.patch.object(plan, "FLOAT_TILES", True):
-                row = _stage_row(name, "float32, tensor cores", calls, size, copy)
-            yield row
         del calls, peers
         torch.cuda.empty_cache()
 
@@ -226,6 +226,8 @@ def norm_speeds(copy: float) -> Iterator[dict[str, Any]]:
         pairs = [(x[i], x[i + 1], affine, affine) for i in range(0, 8, 2)]
         add = [partial(truth.launched, "AddLayerNorm", pair, outs, epsilon) for pair in pairs]
         yield _norm_row(f"add_layer_norm, stage {stage + 1}", add, 4 * x[0].numel() * 2, copy)
+        norm = [partial(truth.launched, "LayerNorm", [a, affine, affine], outs[:1], epsilon) for a in x]
+        yield _norm_row(f"layer_norm, stage {stage + 1}", norm, 2 * x[0].numel() * 2, copy)
         if stage < 3:
             four = torch.randn(4 * channels, device="cuda", dtype=torch.float16)
             merged = torch.empty(batch, side // 2, side // 2, 4 * channels, device="cuda", dtype=torch.float16)
@@ -301,7 +303,7 @@ def torch_linear(
 def missed_bars(result: dict[str, Any]) -> list[str]:
     missed = []
     for dtype, found in result.get("errors", {}).items():
-        for kernel in ("window_attention", "add_layer_norm", "patch_merging"):
+        for kernel in KERNELS:
             if not found[kernel] < found["bar"]:
                 missed.append(f"{kernel} in {dtype}: error {found[kernel]:.1e}, bar {found['bar']:.1e}")
     first = result["stages"][0]

@@ -20,6 +20,7 @@ FOLDERS = {
     "WindowAttention": "window_attention",
     "PatchMerging": "patch_merging",
     "AddLayerNorm": "add_layer_norm",
+    "LayerNorm": "layer_norm",
 }
 
 

@@ -11,6 +11,7 @@ from swinopt.passes.fuse_bias_gelu import FuseBiasGelu
 from swinopt.passes.fuse_gelu import FuseGelu
 from swinopt.passes.fuse_layer_norm import FuseLayerNorm
 from swinopt.passes.fuse_linear import FuseLinear
+from swinopt.passes.fuse_norm import FuseNorm
 from swinopt.passes.fuse_patch_merging import FusePatchMerging
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.passes.simplify_movement import SimplifyMovement
@@ -20,6 +21,7 @@ from swinopt.passes.simplify_pooling import SimplifyPooling
 from swinopt.passes.sink_token_views import SinkTokenViews
 from swinopt.passes.spell_out_gelu import SpellOutGelu
 from swinopt.passes.spell_out_linear import SpellOutLinear
+from swinopt.passes.spell_out_norm import SpellOutNorm
 
 #: All of them, for the registry.
 ALL = (
@@ -34,6 +36,7 @@ ALL = (
     FuseGelu,
     FuseLayerNorm,
     FuseLinear,
+    FuseNorm,
     FusePatchMerging,
     FuseWindowAttention,
     SimplifyMovement,
@@ -43,6 +46,7 @@ ALL = (
     SinkTokenViews,
     SpellOutGelu,
     SpellOutLinear,
+    SpellOutNorm,
 )
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "FuseGelu",
     "FuseLayerNorm",
     "FuseLinear",
+    "FuseNorm",
     "FusePatchMerging",
     "FuseWindowAttention",
     "SimplifyMovement",
@@ -67,4 +72,5 @@ __all__ = [
     "SinkTokenViews",
     "SpellOutGelu",
     "SpellOutLinear",
+    "SpellOutNorm",
 ]

@@ -18,12 +18,13 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from swinopt import ops
-from swinopt.graph import Tensor, is_standard, literal, producer
+from swinopt.graph import Tensor, producer
 from swinopt.linear import Linear, linear_at, linear_of
 from swinopt.op_spec import FLOATS
 from swinopt.passes.fuse_gelu import erf_gelu
 from swinopt.pattern import either, op, var
 from swinopt.pipeline import Pass
+from swinopt.residual import residual_behind
 from swinopt.rewrite import Rewriter
 
 _x = var("x")
@@ -67,11 +68,12 @@ class _Linears:
         if reason:
             self._rewriter.refuse(product, reason)
             return
-        activated, total = self._activated(linear.output), self._total(linear.output)
+        activated = self._activated(linear.output)
+        added = residual_behind(linear.output, self._rewriter, self._nodes, "linear")
         if activated is not None:
             self._replace(activated, linear, gelu=1)
-        elif total is not None:
-            self._replace(total, linear, residual=_other_summand(total, linear.output))
+        elif added is not None:
+            self._replace(added.total, linear, residual=added.summand)
         else:
             self._replace(linear.output, linear)
 
@@ -137,20 +139,6 @@ class _Linears:
         readers = {id(node) for tensor in inner for node in tensor.outputs}
         return readers <= between.keys() and not any(self._rewriter.is_output(tensor) for tensor in inner)
 
-    def _total(self, result: Tensor) -> Tensor | None:
-        """The sum of what a linear gives and a residual, if the linear can take the residual in."""
-        addition = result.outputs[0] if len(result.outputs) == 1 else None
-        if addition is None or addition.op != "Add" or not is_standard(addition) or id(addition) not in self._nodes:
-            return None
-        total: Tensor = addition.outputs[0]
-        residual, facts = _other_summand(total, result), self._rewriter.facts
-        if literal(residual) is not None or self._rewriter.is_output(result):
-            return None
-        if facts.shapes(result) != facts.shapes(residual):
-            self._rewriter.refuse(total, "the residual is not known to have the shape of what the linear gives")
-            return None
-        return total
-
     def _weight(self, linear: Linear) -> Tensor:
         if not linear.transposed:
             return linear.weight
@@ -166,8 +154,3 @@ class _Linears:
         if len(linear.bias.shape) == 1:
             return linear.bias
         return self._rewriter.constant(linear.bias_value(), hint=linear.bias.name)
-
-
-def _other_summand(total: Tensor, summand: Tensor) -> Tensor:
-    left, right = total.inputs[0].inputs
-    return right if left is summand else left

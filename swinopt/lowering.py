@@ -53,7 +53,7 @@ def for_parser(
         model = _aged(model)
     if ops.uses(model):
         able = {ops.first_output(node) for node in ops.nodes(model)} if plugins else set()
-        as_plugins = able - set(spelled_out) - _linears_without_plugin(model, precision, by_graph, linears)
+        as_plugins = able - set(spelled_out) - _without_plugin(model, precision, by_graph, linears)
         if len(as_plugins) < ops.uses(model).total():
             model = _spelled_out(model, frozenset(as_plugins))
         # The models that swinopt has brought to maps; others keep the form that their authors gave them.
@@ -71,9 +71,10 @@ def for_parser(
 def fuse_between_attentions(
     model: onnx.ModelProto, *, precision: str, by_graph: bool, has_gelu: bool
 ) -> onnx.ModelProto:
-    """The model with a plugin's op for what lies between attentions: linears, and the merging of patches; a copy.
+    """The model with a plugin's op for what lies between attentions: linears, norms, the merging of patches; a copy.
 
-    The embedding of patches becomes a linear. Only those linears are swinopt::Linear for which there is a plugin.
+    The embedding of patches becomes a linear. Linears and norms are swinopt ops only where a plugin can compute them.
+    A residual addition goes to the linear before it, and where a norm stands between them to the norm.
 
     Args:
         model: one that swinopt has brought to maps.
@@ -87,26 +88,34 @@ def fuse_between_attentions(
         passes.SimplifyMovement(),
         passes.FlattenTokens(),
         passes.FuseLinear(),
+        passes.FuseNorm(),
     )(model if has_gelu else _aged(model))
-    without = _linears_without_plugin(model, precision, by_graph, True)
-    kept = {ops.first_output(node) for node in ops.nodes(model)} - without
-    return Pipeline(passes.SpellOutLinear(kept=tuple(sorted(kept))))(model) if without else model
+    without = _without_plugin(model, precision, by_graph, True)
+    if not without:
+        return model
+    kept = tuple(sorted(ops.first_output(node) for node in ops.nodes(model) if ops.first_output(node) not in without))
+    return Pipeline(passes.SpellOutLinear(kept=kept), passes.SpellOutNorm(kept=kept))(model)
 
 
-def _linears_without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:
-    """The linears that no plugin can compute, each by its output: all, or those that have to stay in float32."""
-    nodes = [node for node in ops.nodes(model) if node.op_type == ops.LINEAR.name]
-    if not linears or precision not in NARROW:
-        return {ops.first_output(node) for node in nodes}
+def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:
+    """The linears and norms that no plugin can compute, each by its output.
+
+    All linears, or those that have to stay in float32; and norms with numbers that the precision cannot hold.
+    """
     weights = {weight.name: weight for weight in model.graph.initializer}
     # Where the graph decides, one that has narrow weights is what its author wanted, float32 in between included.
     is_decided = by_graph and precision in weight_precisions(model)
-    return {
-        ops.first_output(node)
-        for node in nodes
-        for weight in (weights.get(name) for name in node.input[1:3])
-        if weight is not None and ((_is_float32(weight) and is_decided) or not fits(weight, precision))
-    }
+
+    def has_none(node: onnx.NodeProto) -> bool:
+        read = [weights[name] for name in node.input[1:3] if name in weights]
+        if node.op_type == ops.LINEAR.name:
+            if not linears or precision not in NARROW or (is_decided and any(map(_is_float32, read))):
+                return True
+        elif node.op_type != ops.LAYER_NORM.name:
+            return False
+        return precision in NARROW and not all(fits(weight, precision) for weight in read)
+
+    return {ops.first_output(node) for node in ops.nodes(model) if has_none(node)}
 
 
 def _is_float32(weight: onnx.TensorProto) -> bool:
@@ -116,7 +125,10 @@ def _is_float32(weight: onnx.TensorProto) -> bool:
 def _spelled_out(model: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
     names = tuple(sorted(kept))
     model = Pipeline(
-        passes.SpellOutLinear(kept=names), passes.FoldWindowPartition(kept=names), passes.FoldQueryScale()
+        passes.SpellOutLinear(kept=names),
+        passes.SpellOutNorm(kept=names),
+        passes.FoldWindowPartition(kept=names),
+        passes.FoldQueryScale(),
     )(model)
     if any(ops.first_output(node) not in kept for node in ops.nodes(model)):
         # What no pass can lower, on maps of open size, has its definition, with arithmetic on shapes that may be known.

@@ -1,4 +1,4 @@
-"""The specifications of the ops around LayerNorm, ``PatchMerging`` and ``AddLayerNorm``, with their definitions."""
+"""The specifications of the ops with a LayerNorm in them, and their definitions in standard ONNX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from onnx import AttributeProto, FunctionProto, NodeProto
 
 from swinopt.errors import ModelError
-from swinopt.op_spec import Attribute, Dim, Input, OpSpec, Output, Shape, parse_body, require_shape
+from swinopt.op_spec import Attribute, Dim, Input, OpSpec, Output, Shape, has_input, parse_body, require_shape
 
 _EPSILON = Attribute("epsilon", AttributeProto.FLOAT, "added to the variance", 1e-5)
 
@@ -146,4 +146,69 @@ ADD_LAYER_NORM = OpSpec(
     ),
     infer=_add_layer_norm_shapes,
     body=_add_layer_norm_body,
+)
+
+# -------------------------------------------------------------------------------------------------------- LayerNorm
+
+_LAYER_NORM_DOC = """\
+LayerNorm (Ba et al. 2016, arXiv:1607.06450), and the residual addition behind it, if there is one: the res-post-norm of
+Swin V2 (Liu et al. 2021, arXiv:2111.09883, section 3.1).
+
+    output = (x - mean) / sqrt(variance + epsilon) * gamma + beta + residual    mean and variance over the last axis
+
+Statistics are float32 at least, and so is the residual addition: the result is rounded once, at the end. All sizes but
+the last may be dynamic. T is float32, float16 or bfloat16.
+"""
+
+
+def _layer_norm_shapes(inputs: Sequence[Shape | None], attributes: Mapping[str, Any]) -> list[Shape]:
+    x, gamma, beta, residual = inputs
+    assert x is not None
+    if not x:
+        raise ModelError("LayerNorm: x is a single number, and an axis to normalise over is needed")
+    require_shape("LayerNorm: gamma", gamma, x[-1:])
+    require_shape("LayerNorm: beta", beta, x[-1:])
+    require_shape("LayerNorm: residual", residual, x)
+    return [tuple(b if a is None else a for a, b in zip(x, residual or x, strict=True))]
+
+
+_LAYER_NORM_STEPS = """
+x_float = Cast <to: int = 1> (x)
+gamma_float = Cast <to: int = 1> (gamma)
+beta_float = Cast <to: int = 1> (beta)
+normalized = LayerNormalization <axis: int = -1, epsilon: float = @epsilon> (x_float, gamma_float, beta_float)
+"""
+
+_LAYER_NORM_ALONE = """
+output = CastLike (normalized, x)
+"""
+
+_LAYER_NORM_RESIDUAL = """
+residual_float = Cast <to: int = 1> (residual)
+total = Add (normalized, residual_float)
+output = CastLike (total, x)
+"""
+
+
+def _layer_norm_body(node: NodeProto, opset: int) -> FunctionProto:
+    residual = has_input(node, 3)
+    steps = _LAYER_NORM_STEPS + (_LAYER_NORM_RESIDUAL if residual else _LAYER_NORM_ALONE)
+    body = parse_body(LAYER_NORM, steps, opset, 4 if residual else 3)
+    body.overload = "residual" if residual else ""
+    return body
+
+
+LAYER_NORM = OpSpec(
+    name="LayerNorm",
+    doc=_LAYER_NORM_DOC,
+    inputs=(
+        Input("x", "[..., C]", "T: the tokens"),
+        Input("gamma", "[C]", "T: factor behind the norm"),
+        Input("beta", "[C]", "T: summand behind the norm"),
+        Input("residual", "[..., C]", "T: added at the end; of the shape of x", optional=True),
+    ),
+    attributes=(_EPSILON,),
+    outputs=(Output("output", "[..., C]", "T: the result"),),
+    infer=_layer_norm_shapes,
+    body=_layer_norm_body,
 )

@@ -17,13 +17,14 @@ import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper
 
 from swinopt.errors import ModelError
-from swinopt.op_layer_norm import ADD_LAYER_NORM, PATCH_MERGING
+from swinopt.op_layer_norm import ADD_LAYER_NORM, LAYER_NORM, PATCH_MERGING
 from swinopt.op_linear import LINEAR
 from swinopt.op_spec import DOMAIN, MIN_OPSET, Attribute, Dim, Input, OpSpec, Output, Shape, has_input
 from swinopt.op_window_attention import WINDOW_ATTENTION, function_body
 
 __all__ = [
     "DOMAIN",
+    "LAYER_NORM",
     "LINEAR",
     "MIN_OPSET",
     "PLUGIN_ATTRIBUTES",
@@ -62,7 +63,9 @@ _IR_WITH_ATTRIBUTE_DEFAULTS = 9
 _IR_WITH_OVERLOADS = 10
 
 #: The ops of the swinopt domain by name.
-SPECS: Mapping[str, OpSpec] = {op.name: op for op in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM, LINEAR)}
+SPECS: Mapping[str, OpSpec] = {
+    op.name: op for op in (WINDOW_ATTENTION, PATCH_MERGING, ADD_LAYER_NORM, LAYER_NORM, LINEAR)
+}
 
 
 def spec(op_type: str) -> OpSpec:
@@ -126,8 +129,8 @@ def attach_bodies(model: ModelProto) -> None:
     model. Where only some nodes have ``pad_qkv``, the others get a stand-in of NaN, which none of them reads as long
     as its windows fit: then padding that nobody provided for is seen at once. Nodes with and without ``logit_scale``
     in one model need two definitions under one name (``overload``, IR version 10), and so do linears of different
-    kinds: ONNX Runtime 1.27 or later. Older ones know one definition for a name, and refuse the model unless that one
-    fits all nodes.
+    kinds, and norms with and without a residual: ONNX Runtime 1.27 or later. Older ones know one definition for a
+    name, and refuse the model unless that one fits all nodes.
 
     The standard opset stays; the IR version is raised to what the definitions need, if it is lower.
 

@@ -271,7 +271,11 @@ def test_what_tensorrt_is_handed_in_half_precision(
     blocks = SWINS[name].blocks
     # Of the blocks, the embedding and the merging; the head has 10 features.
     assert (ops.uses(fused)["WindowAttention"], ops.uses(fused)["Linear"]) == (blocks, 4 * blocks + 2)
-    assert not op_counts(fused)["Conv"]
+    assert not op_counts(fused).keys() & {"Conv", "LayerNormalization", "Add"}
+    # Two a block, and those of the embedding, the merging and the head.
+    assert ops.uses(fused)["LayerNorm"] + ops.uses(fused)["PatchMerging"] == 2 * blocks + 3
+    residuals = [node for node in ops.nodes(fused) if node.op_type == "LayerNorm" and len(node.input) == 4]
+    assert len(residuals) == (2 * blocks if "v2" in name else 0)
 
     handed, _ = for_parser(fused, plugins=True, **options)
     assert ops.uses(handed) == ops.uses(fused)

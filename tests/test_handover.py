@@ -36,6 +36,17 @@ def the_node(model: onnx.ModelProto) -> tuple[list[str], dict[str, Any]]:
     return list(node.input), {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
+@pytest.mark.parametrize(("inputs", "present"), [("x, w, w", [1, 1, 1, 0]), ("x, w, w, z", [1, 1, 1, 1])])
+def test_a_norm_says_whether_it_has_a_residual(inputs: str, present: list[int]) -> None:
+    text = f"g (float[2, 8] x, float[2, 8] z) => (float[2, 8] y) {{ r = swinopt.LayerNorm({inputs})  y = Add(r, z) }}"
+    model = parse(text, w=np.ones(8, np.float32))
+    handed = handover.for_plugins(model)
+    assert the_node(handed)[1][handover.INPUTS_PRESENT] == present
+    assert the_node(handed)[1]["epsilon"] == pytest.approx(1e-5)
+    handover.unpack(handed)
+    assert the_node(handed)[0] == the_node(model)[0] == inputs.split(", ")
+
+
 @pytest.mark.parametrize(
     ("inputs", "packed", "present"),
     [

@@ -274,3 +274,89 @@ def test_float32_in_a_model_of_half_precision_is_no_plugin_where_the_graph_decid
     )
     assert ops.uses(linears_of(given, NEW))["Linear"] == 1
     assert ops.uses(linears_of(given, OLD))["Linear"] == 2
+
+
+def block_of_norms(kind: str, dtype: Any = np.float32, large: float = 0.0, batch: int | str = "N") -> onnx.ModelProto:
+    """The attention of a block with its norm, before it as in V1 or behind it as in V2, and a norm at the end."""
+    element = "float" if dtype == np.float32 else "float16"
+    norm = "LayerNormalization<axis=-1, epsilon=0.001>"
+    before, behind = {
+        "v1": (f"n = {norm}(x, gamma, beta)  q = MatMul(n, w)", "h = Add(p, x)"),
+        "v2": ("q = MatMul(x, w)", f"n = {norm}(p, gamma, beta)  h = Add(x, n)"),
+    }[kind]
+    weights = {"bias": floats(2, 16, 16), "w": 0.25 * floats(16, 48), "v": 0.25 * floats(16, 16), "beta": floats(16)}
+    weights |= {"gamma": 1 + floats(16), "gamma2": 2 + floats(16)}
+    weights["gamma"][0] += large
+    return parse(
+        f"""g ({element}[{batch}, 8, 8, 16] image) => ({element}[{batch}, 8, 8, 16] y) {{
+            i = MatMul(image, v)  x = Sigmoid(i)  {before}
+            a = swinopt.WindowAttention<window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(q, bias)
+            p = MatMul(a, v)  {behind}  y = {norm}(h, gamma2, beta) }}""",
+        **{name: value.astype(dtype) for name, value in weights.items()},
+    )
+
+
+def norms_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in ops.nodes(model) if node.op_type == "LayerNorm"]
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("batch", [2, "N"])
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_norms_become_plugins_where_linears_do(kind: str, batch: int | str, versions: dict[str, Any]) -> None:
+    given = block_of_norms(kind, batch=batch)
+    found, _ = for_parser(linears_of(given, versions), precision="fp16", plugins=True, **versions)
+    assert ops.uses(found) == {"WindowAttention": 1, "Linear": 3, "LayerNorm": 2}
+    assert not op_counts(found).keys() & {"LayerNormalization", "Add", "MatMul"}
+    handed = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in norms_of(found)]
+    residual = [1, 1, 1, int(kind == "v2")]
+    assert [told[handover.INPUTS_PRESENT] for told in handed] == [residual, [1, 1, 1, 0]]
+    assert all(told["epsilon"] == pytest.approx(1e-3) for told in handed)
+    assert swinopt.compare(given, found, tolerance=1e-2 if versions["by_graph"] else 1e-5).passed
+    # They read and write rows of tokens, as linears do.
+    plain, _ = for_parser(given, precision="fp16", plugins=True, **versions)
+    assert op_counts(found)["Reshape"] == op_counts(plain)["Reshape"]
+    writers = {node.output[0]: node.op_type for node in found.graph.node}
+    assert [writers[node.input[0]] for node in norms_of(found)][kind == "v1"] == "Linear"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_there_is_a_plugin_for_norms_in_any_precision_and_without_a_cublaslt(precision: str) -> None:
+    found, _ = for_parser(
+        linears_of(block_of_norms("v2"), NEW), precision=precision, plugins=True, linears=False, **NEW
+    )
+    assert ops.uses(found) == {"WindowAttention": 1, "LayerNorm": 2}
+    assert swinopt.compare(block_of_norms("v2"), found, tolerance=1e-2 if precision == "fp16" else 1e-5).passed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_a_norm_that_is_spelled_out_is_what_it_was(kind: str, versions: dict[str, Any], dtype: Any) -> None:
+    given = block_of_norms(kind, dtype)
+    fused = linears_of(given, versions)
+    spelled = [ops.first_output(node) for node in ops.nodes(fused) if node.op_type != "WindowAttention"]
+    found, _ = for_parser(fused, precision="fp16", plugins=True, spelled_out=spelled, **versions)
+    plain, _ = for_parser(given, precision="fp16", plugins=True, **versions)
+    assert op_counts(found) == op_counts(plain) and op_counts(found)["LayerNormalization"] == 2
+    assert swinopt.compare(given, found, tolerance=1e-2).passed
+
+    first, second = (ops.first_output(node) for node in norms_of(fused))
+    found, _ = for_parser(fused, precision="fp16", plugins=True, spelled_out=[second], **versions)
+    assert [ops.first_output(node) for node in norms_of(found)] == [first]
+    assert ops.uses(found)["Linear"] == 3 and op_counts(found)["LayerNormalization"] == 1
+    assert swinopt.compare(given, found, tolerance=1e-2).passed
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_a_norm_with_a_number_that_half_precision_cannot_hold_is_no_plugin(kind: str, versions: dict[str, Any]) -> None:
+    given = block_of_norms(kind, large=1e5)
+    fused, everywhere = linears_of(given, versions), linears_of(given, versions, "bf16")
+    assert [len(norms_of(model)) for model in (fused, everywhere)] == [1, 2]
+    assert op_counts(fused)["LayerNormalization"] == 1 and op_counts(fused)["Add"] == (kind == "v2")
+    # Of a model that somebody else fused as well.
+    for model in (fused, everywhere):
+        found, kept = for_parser(model, precision="fp16", plugins=True, **versions)
+        assert len(norms_of(found)) == 1
+        assert any("holds 1e+05" in reason for reason in kept.values()) == versions["by_graph"]

@@ -63,6 +63,16 @@ def residual() -> onnx.ModelProto:
     )
 
 
+def normed() -> onnx.ModelProto:
+    """A norm with a residual, and one without."""
+    return parse(
+        """g (float[1, 8, 8, 16] x) => (float[1, 8, 8, 16] y) {
+            s = Sigmoid(x)  r = swinopt.LayerNorm(s, gamma, beta, x)  y = swinopt.LayerNorm(r, gamma, beta) }""",
+        gamma=floats(16),
+        beta=floats(16),
+    )
+
+
 def build(model: Any, **options: Any) -> Engine:
     return tensorrt.build(model, tensorrt="tensorrt_rtx", **options)
 
@@ -143,8 +153,8 @@ def test_where_nothing_is_measured_auto_is_on() -> None:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
 def test_an_op_to_be_measured_builds_in_both_forms(precision: str, dtype: str) -> None:
-    measured = [*choosing._ops_of(graph.load(block("N")), None), *choosing._ops_of(graph.load(residual()), None)]
-    assert [op.type for op in measured] == ["WindowAttention", "AddLayerNorm", "PatchMerging"]
+    measured = [op for made in (block("N"), residual(), normed()) for op in choosing._ops_of(graph.load(made), None)]
+    assert [op.type for op in measured] == ["WindowAttention", "AddLayerNorm", "PatchMerging", "LayerNorm", "LayerNorm"]
     module = tensorrt_module.find("tensorrt_rtx")
     for op in measured:
         for plugin in (True, False):

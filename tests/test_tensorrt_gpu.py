@@ -81,6 +81,11 @@ def linears(precision: str) -> int:
     return 5 if has_them else 0
 
 
+def norms(precision: str) -> int:
+    """How many of a model's norms are plugins: they are wherever linears are."""
+    return 2 if linears(precision) else 0
+
+
 def images(model: onnx.ModelProto, batch: int, seed: int = 1) -> Any:
     side = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     return np.random.default_rng(seed).standard_normal((batch, 3, side, side)).astype(np.float32)
@@ -136,7 +141,7 @@ def test_an_engine_computes_what_the_model_does(name: str, precision: str, plugi
     except OptionError as error:
         pytest.skip(str(error))  # TensorRT 8.6 has no bf16
     with made:
-        assert made.plugin_layers == (2 + linears(precision) if plugins == "on" else 0)
+        assert made.plugin_layers == (2 + linears(precision) + norms(precision) if plugins == "on" else 0)
         for batch in (1, 3, 8):
             image = images(model, batch)
             assert_close(made.run({"image": image})["logits"], model, image, precision)
@@ -156,6 +161,7 @@ def test_what_is_measured_to_be_faster_is_taken(
             attentions = [choice for choice in made.choices if choice.op == "WindowAttention"]
             assert len(attentions) == 2, "with and without a shift"
             assert sum(len(c.nodes) for c in made.choices if c.op == "Linear") == linears(precision)
+            assert sum(len(c.nodes) for c in made.choices if c.op == "LayerNorm") == norms(precision)
             for choice in made.choices:
                 assert choice.plugin_ms and choice.standard_ms and choice.from_cache == from_cache, choice.why
                 assert choice.chosen == by_time(choice.op, choice.plugin_ms, choice.standard_ms)[0]

@@ -298,14 +298,17 @@ def test_linears_are_plugins_in_half_precision_where_there_is_a_cublaslt(
     monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
     monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: cublaslt)
     block = parse(
-        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { q = MatMul(x, w)
+        """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { n = LayerNormalization(x, gamma)  q = MatMul(n, w)
             y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
         bias=np.zeros((2, 16, 16), np.float32),
         w=np.ones((16, 48), np.float32),
+        gamma=np.ones(16, np.float32),
     )
     engine = tensorrt.build(block, precision=precision, plugins=plugins)
-    assert engine.plugin_layers == (0 if plugins == "off" else 1 + linears)
-    assert op_counts(trt.parsed)["swinopt::Linear"] == linears
+    # The norm goes with the linear.
+    assert engine.plugin_layers == (0 if plugins == "off" else 1 + 2 * linears)
+    counts = op_counts(trt.parsed)
+    assert counts["swinopt::Linear"] == counts["swinopt::LayerNorm"] == 1 - counts["LayerNormalization"] == linears
 
 
 def test_with_little_scratch_memory_no_linear_is_a_plugin(

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "../add_layer_norm/launch.h"
+#include "../layer_norm/launch.h"
 #include "../linear/launch.h"
 #include "../patch_merging/launch.h"
 #include "../window_attention/launch.h"
@@ -113,6 +114,10 @@ SWINOPT_EXPORT int swinopt_patch_merging(swinopt::PatchMergingParams const* para
 
 SWINOPT_EXPORT int swinopt_add_layer_norm(swinopt::AddLayerNormParams const* params, int dtype, void* stream) {
     return swinopt::launch_on_current_device(params, dtype, stream, swinopt::add_layer_norm);
+}
+
+SWINOPT_EXPORT int swinopt_layer_norm(swinopt::LayerNormParams const* params, int dtype, void* stream) {
+    return swinopt::launch_on_current_device(params, dtype, stream, swinopt::layer_norm);
 }
 
 SWINOPT_EXPORT int swinopt_linear(swinopt::LinearParams const* params, int dtype, void* stream) {

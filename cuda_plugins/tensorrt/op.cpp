@@ -6,7 +6,7 @@ namespace swinopt {
 
 std::vector<Op const*> const& all_ops() {
     static std::vector<Op const*> const ops{
-        &window_attention_op(), &patch_merging_op(), &add_layer_norm_op(), &linear_op()};
+        &window_attention_op(), &patch_merging_op(), &add_layer_norm_op(), &layer_norm_op(), &linear_op()};
     return ops;
 }
 

@@ -103,6 +103,7 @@ cudaError_t launch(Values const& values, Call const& call, Device const& device,
 Op const& window_attention_op();
 Op const& patch_merging_op();
 Op const& add_layer_norm_op();
+Op const& layer_norm_op();
 Op const& linear_op();
 
 // All ops that this library has kernels for.

@@ -125,6 +125,7 @@ _OUTPUT_SHAPES: Mapping[str, tuple[_OutputShape, ...]] = {
     "WindowAttention": (_attended,),
     "PatchMerging": (_merged,),
     "AddLayerNorm": (_same, _same),
+    "LayerNorm": (_same,),
 }
 
 

@@ -146,7 +146,7 @@ def test_a_plugin_takes_what_it_can_compute_and_says_why_not(
     assert reason in logged
 
 
-@pytest.mark.parametrize("function", ["window_attention", "patch_merging", "add_layer_norm", "linear"])
+@pytest.mark.parametrize("function", ["window_attention", "patch_merging", "add_layer_norm", "layer_norm", "linear"])
 @pytest.mark.parametrize("dtype", [-1, 3])
 def test_a_c_program_that_names_no_dtype_gets_an_error(library: Path, function: str, dtype: int) -> None:
     params = ctypes.create_string_buffer(256)
@@ -288,6 +288,34 @@ def test_add_layer_norm_has_two_outputs(rtx: Any) -> None:
     inputs: dict[str, tuple[int | str, ...]] = {"a": (2, 49, 96), "b": (2, 49, 96)}
     told = rtx(one_node("AddLayerNorm", inputs, {"gamma": (96,), "beta": (96,)}, outputs=2))
     assert told["outputs"] == [[[2, 49, 96], "DataType.FLOAT"]] * 2 and told["built"]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm_has_the_shape_of_its_input(rtx: Any, residual: bool) -> None:
+    inputs: dict[str, tuple[int | str, ...]] = {"x": ("N", 49, 96)}
+    model = one_node("LayerNorm", inputs, {"gamma": (96,), "beta": (96,)}, np.float16, epsilon=1e-5)
+    profile = [[1, 49, 96], [4, 49, 96], [8, 49, 96]]
+    shapes = {"x": profile}
+    if residual:
+        model.graph.node[0].input.append("residual")
+        model.graph.input.append(helper.make_tensor_value_info("residual", TensorProto.FLOAT16, ("N", 49, 96)))
+        shapes["residual"] = profile
+    told = rtx(model, shapes)
+    assert told == {"plugins": 1, "outputs": [[[-1, 49, 96], "DataType.HALF"]], "built": True, "errors": []}
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ({"gamma": (95,), "beta": (96,)}, "gamma is [95] and should be [96]"),
+        ({"gamma": (96,), "beta": (1,)}, "beta is [1] and should be [96]"),
+        ({"gamma": (96,), "beta": (96,), "residual": (1, 96)}, "residual is [1, 96] and should be [49, 96]"),
+    ],
+)
+def test_a_layer_norm_that_is_none_fails_the_build(rtx: Any, weights: dict[str, tuple[int, ...]], reason: str) -> None:
+    told = rtx(one_node("LayerNorm", {"x": (49, 96)}, weights))
+    assert told["plugins"] == 1 and not told["built"]
+    assert reason in "\n".join(told["errors"])
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 
-from swinopt.cuda_plugins.window_attention import plan as plan_module
-
 torch = pytest.importorskip("torch")
 
 from swinopt import cuda_plugins  # noqa: E402 - only where torch is
@@ -48,12 +46,6 @@ unsigned char* emulation::shared_memory() { return swinopt::shared; }
 """
 
 
-@pytest.fixture(autouse=True)
-def float_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single precision on tensor cores too, where a device has them."""
-    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
-
-
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The launchers and kernels as they are, but for the instructions that only GPUs have."""
@@ -73,7 +65,6 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         (folder / f"{op}.cpp").write_text(DRIVER.format(op=op, params=f"{op_type}Params"), encoding="utf-8")
     library = folder / "emulated.so"
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{folder}", "-o", str(library)]
-    command.append("-DSWINOPT_FLOAT_TILES=1")
     done = subprocess.run([*command, *map(str, folder.glob("*.cpp"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))
@@ -279,6 +270,35 @@ def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: to
     run(emulated, "AddLayerNorm", inputs, outputs, {"epsilon": 1e-5})
     for output, expected in zip(outputs, truth.add_layer_norm(*inputs, epsilon=1e-5), strict=True):
         assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 96), (3, 7, 33), (2, 1024), (3, 384), (1, 4104)], ids=str)
+def test_layer_norm(
+    emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool, residual: bool
+) -> None:
+    make = partial(numbers, dtype=dtype, misaligned=misaligned)
+    # A residual of its own numbers: those of x come from the same seed.
+    inputs = [make(shape, factor=2.0).add_(1), make(shape[-1:]), make(shape[-1:], factor=0.5)]
+    inputs += [make(shape).cos_()] if residual else []
+    output = Poisoned(*shape, dtype=dtype, misaligned=misaligned)
+    run(emulated, "LayerNorm", inputs, [output], {"epsilon": 1e-5})
+    assert truth.relative_error(output.tensor, truth.layer_norm(*inputs, epsilon=1e-5)) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("channels", [8, 33])
+def test_the_sum_of_norm_and_residual_is_rounded_once(emulated: ctypes.CDLL, channels: int, misaligned: bool) -> None:
+    """Of 1 and a small norm float16 would keep half the digits, and the residual takes the 1 away."""
+    make = partial(numbers, dtype=torch.float16, misaligned=misaligned)
+    shape = (3, channels)
+    x, gamma = make(shape), make((channels,)).fill_(2**-9)
+    inputs = [x, gamma, make((channels,)).fill_(1), make(shape).fill_(-1)]
+    output = Poisoned(*shape, dtype=torch.float16, misaligned=misaligned)
+    run(emulated, "LayerNorm", inputs, [output], {"epsilon": 1e-5})
+    assert truth.relative_error(output.tensor, truth.layer_norm(*inputs, epsilon=1e-5)) < 1e-3
 
 
 @pytest.mark.parametrize("misaligned", [False, True])

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from swinopt.cuda_plugins.window_attention import plan as plan_module
-
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings", reason="launching kernels needs cuda-bindings")
 
@@ -34,19 +32,6 @@ def seeded() -> None:
 @pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
 def test_window_attention(dtype: torch.dtype, heads: tuple[int, int]) -> None:
     assert too_large(errors_of_maps(heads, dtype), dtype) == {}
-
-
-@pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
-def test_window_attention_in_single_precision_on_tensor_cores(
-    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan_module, "FLOAT_TILES", True)
-    errors = errors_of_maps(heads, torch.float32)
-    for size, window, shift in truth.MAPS[:8]:
-        errors[size, window, shift, "misaligned"] = truth.window_attention_error(
-            size, window, shift, *heads, torch.float32, misaligned=True
-        )
-    assert too_large(errors, torch.float32) == {}
 
 
 def errors_of_maps(heads: tuple[int, int], dtype: torch.dtype) -> dict[Any, float]:
@@ -112,6 +97,20 @@ def test_add_layer_norm_of_a_large_mean() -> None:
     assert truth.add_layer_norm_error((64, 256), torch.float32, mean=300.0) < 1e-4
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", truth.ROWS, ids=str)
+def test_layer_norm(shape: Sequence[int], dtype: torch.dtype, misaligned: bool, residual: bool) -> None:
+    error = truth.layer_norm_error(shape, dtype, residual=residual, misaligned=misaligned)
+    assert error < truth.TOLERANCES[dtype]
+
+
+def test_layer_norm_of_a_large_mean() -> None:
+    """E[x^2] - E[x]^2 would lose all digits here as well."""
+    assert truth.layer_norm_error((64, 256), torch.float32, residual=False, mean=300.0) < 1e-4
+
+
 @pytest.mark.parametrize("misaligned", [False, True])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", truth.PATCHES, ids=str)
@@ -123,7 +122,6 @@ def test_patch_merging(shape: Sequence[int], dtype: torch.dtype, misaligned: boo
 SHORT_SWEEP = """
 import itertools
 import torch
-from swinopt.cuda_plugins.window_attention import plan
 from tests.cuda_plugins import truth
 for dtype in truth.TOLERANCES:
     for size, window, shift in (truth.MAPS[2], truth.MAPS[5], truth.MAPS[7], truth.MAPS[15]):
@@ -138,8 +136,9 @@ for dtype in truth.TOLERANCES:
         ) < truth.TOLERANCES[dtype]
     assert truth.window_attention_error((9, 9), (7, 7), (3, 3), 128, 1, dtype) < truth.TOLERANCES[dtype]
     assert truth.add_layer_norm_error((5, 96), dtype) < truth.TOLERANCES[dtype]
+    for channels, residual in itertools.product((96, 33), (False, True)):
+        assert truth.layer_norm_error((5, channels), dtype, residual=residual) < truth.TOLERANCES[dtype]
     assert truth.patch_merging_error((2, 5, 6, 32), dtype) < truth.TOLERANCES[dtype]
-plan.FLOAT_TILES = True
 for size, window, shift in (truth.MAPS[2], truth.MAPS[7]):
     for head_dim, cosine, misaligned in ((32, False, False), (64, True, False), (95, True, True)):
         error = truth.window_attention_error(

@@ -6,11 +6,9 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -18,7 +16,6 @@ from swinopt import cuda_plugins
 from swinopt.cuda_plugins import nvrtc
 from swinopt.cuda_plugins.launch import CUDA_TYPES, Device, Launch, Tensor
 from swinopt.cuda_plugins.nvrtc import CudaError
-from swinopt.cuda_plugins.window_attention import plan as plan_module
 from swinopt.errors import MissingDependencyError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
@@ -61,15 +58,16 @@ def add_layer_norm(dtype: str, channels: int, pointer: int, device: Device) -> L
     return cuda_plugins.plan("AddLayerNorm", [rows, rows, weights, weights], [rows, rows], attributes, device)
 
 
+def layer_norm(dtype: str, channels: int, pointer: int, device: Device, *, residual: bool) -> Launch:
+    rows, weights = Tensor((5, channels), dtype, pointer), Tensor((channels,), dtype, pointer)
+    inputs = [rows, weights, weights, rows if residual else None]
+    return cuda_plugins.plan("LayerNorm", inputs, [rows], {"epsilon": 1e-5}, device)
+
+
 def patch_merging(dtype: str, channels: int, pointer: int, device: Device) -> Launch:
     x, weights = Tensor((1, 5, 5, channels), dtype, pointer), Tensor((4 * channels,), dtype, pointer)
     output = Tensor((1, 3, 3, 4 * channels), dtype, pointer)
     return cuda_plugins.plan("PatchMerging", [x, weights, weights], [output], {"epsilon": 1e-5}, device)
-
-
-def float_tiles() -> AbstractContextManager[Any]:
-    """Single precision on tensor cores, where a GPU has them, and the memory for it."""
-    return mock.patch.object(plan_module, "FLOAT_TILES", True)
 
 
 def launches(capability: int) -> Iterator[Launch]:
@@ -81,11 +79,11 @@ def launches(capability: int) -> Iterator[Launch]:
             for batch in (1, 50, 900):
                 yield attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=device, batch=batch)
             if dtype == "float32":
-                with float_tiles():
-                    launch = attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=larger)
-                yield launch
+                yield attention(dtype, window, dim, cosine=cosine, pointer=pointer, device=larger)
         for channels in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
             yield add_layer_norm(dtype, channels, pointer, device)
+            for residual in (False, True):
+                yield layer_norm(dtype, channels, pointer, device, residual=residual)
             yield patch_merging(dtype, channels // 4, pointer, device)
 
 
@@ -108,12 +106,12 @@ def test_the_kernels_of_the_usual_models_keep_to_registers(capability: int) -> N
     few = partial(attention, cosine=False, pointer=0, device=device)
     hot = [few("float16", 7, 32, batch=batch) for batch in (1, 50, 900)]
     if capability >= 80:
-        with float_tiles():
-            hot += [attention("float32", w, 32, cosine=w > 7, pointer=0, device=device) for w in (7, 8, 12, 16)]
+        hot += [attention("float32", w, 32, cosine=w > 7, pointer=0, device=device) for w in (7, 8, 12, 16)]
     for dtype in ("float16", "bfloat16") if capability >= 80 else ("float16",):
         hot += [attention(dtype, window, 32, cosine=True, pointer=0, device=device) for window in (8, 16)]
         hot.append(attention(dtype, 12, 32, cosine=False, pointer=0, device=device))
         hot += [add_layer_norm(dtype, channels, 0, device) for channels in (96, 1024)]
+        hot += [layer_norm(dtype, c, 0, device, residual=r) for c in (96, 1024, 8192) for r in (False, True)]
         hot += [patch_merging(dtype, channels, 0, device) for channels in (96, 512)]
     spilled = {}
     for launch in hot:

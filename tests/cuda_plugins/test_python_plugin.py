@@ -176,6 +176,7 @@ def test_symbolic_shapes_are_those_of_the_specification(op_type: str) -> None:
             "WindowAttention": [(batch, height, width, 36), (3, 49, 49)],
             "PatchMerging": [(batch, height, width, 8), (32,), (32,)],
             "AddLayerNorm": [(batch, height, width, 8)] * 2 + [(8,)] * 2,
+            "LayerNorm": [(batch, height, width, 8), (8,), (8,), (batch, height, width, 8)],
         }[op_type]
         attributes: dict[str, Any] = ATTRIBUTES if op_type == "WindowAttention" else {}
         wanted = ops.infer_shapes(op_type, shapes, attributes)
@@ -336,6 +337,11 @@ MODELS = {
     "merging an open map": (merging("n", "h", 7, 96), [-1, -1, 4, 384]),
     "adding": (
         one_node("AddLayerNorm", "float16", (2, 49, 96), (2, 49, 96), (96,), (96,), epsilon=1e-5),
+        [2, 49, 96],
+    ),
+    "norm": (one_node("LayerNorm", "float16", ("n", 49, 96), (96,), (96,), epsilon=1e-5), [-1, 49, 96]),
+    "norm and residual": (
+        one_node("LayerNorm", "float16", (2, 49, 96), (96,), (96,), (2, 49, 96), epsilon=1e-5),
         [2, 49, 96],
     ),
 }

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from swinopt.cuda_plugins.add_layer_norm import reference as add_layer_norm  # noqa: E402 - they need no torch, truth does
+from swinopt.cuda_plugins.layer_norm import reference as layer_norm  # noqa: E402
 from swinopt.cuda_plugins.patch_merging import reference as patch_merging  # noqa: E402
 from swinopt.cuda_plugins.window_attention import reference as window_attention  # noqa: E402
 from tests.cuda_plugins import truth  # noqa: E402
@@ -51,6 +52,13 @@ def test_add_layer_norm() -> None:
     expected = add_layer_norm.add_layer_norm(*(t.numpy() for t in inputs), epsilon=1e-5)
     for a, e in zip(truth.add_layer_norm(*inputs, epsilon=1e-5), expected, strict=True):
         np.testing.assert_allclose(a.numpy(), e, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(residual: bool) -> None:
+    inputs = [numbers(3, 5, 8), numbers(8), numbers(8), *([numbers(3, 5, 8) + 1] if residual else [])]
+    expected = layer_norm.layer_norm(*(t.numpy() for t in inputs), epsilon=1e-5)
+    np.testing.assert_allclose(truth.layer_norm(*inputs, epsilon=1e-5).numpy(), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 1)])

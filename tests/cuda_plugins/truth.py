@@ -90,6 +90,12 @@ def add_layer_norm(a: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, *, epsilon
     return [total, _layer_norm(total, gamma, beta, epsilon)]
 
 
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None = None, *, epsilon: float) -> Tensor:
+    """``swinopt::LayerNorm``, and the residual behind it."""
+    normed = _layer_norm(x.double(), gamma, beta, epsilon)
+    return normed if residual is None else normed + residual.double()
+
+
 def patch_merging(x: Tensor, gamma: Tensor, beta: Tensor, *, epsilon: float) -> Tensor:
     """``swinopt::PatchMerging``: 2 x 2 neighbours side by side, (dy, dx, c), and their LayerNorm."""
     height, width = x.shape[1:3]
@@ -258,6 +264,17 @@ def add_layer_norm_error(
         if all(o.surroundings_are_untouched for o in outputs) and not any(map(math.isnan, errors))
         else math.nan
     )
+
+
+def layer_norm_error(
+    shape: Sequence[int], dtype: torch.dtype, *, residual: bool, mean: float = 0.0, misaligned: bool = False
+) -> float:
+    make = partial(random, dtype=dtype, misaligned=misaligned)
+    inputs = [make(shape).add_(mean), make(shape[-1:]), make(shape[-1:]), *([make(shape)] if residual else [])]
+    output = Buffer(shape, dtype, misaligned=misaligned)
+    launched("LayerNorm", inputs, [output.tensor], {"epsilon": 1e-5})
+    expected = layer_norm(*inputs, epsilon=1e-5)
+    return relative_error(output.tensor, expected) if output.surroundings_are_untouched else math.nan
 
 
 def patch_merging_error(shape: Sequence[int], dtype: torch.dtype, *, misaligned: bool = False) -> float:

@@ -1,0 +1,1 @@
+"""LayerNorm, and the residual addition behind it, in one pass over memory."""
