@@ -265,8 +265,8 @@ def _in_turns(engine: Any, other: Path) -> list[float]:
     from swinopt.engine import Engine
 
     with Engine.load(other) as stock:
-        rounds = [[e.benchmark(runs=_ROUNDS * _SETS).median for e in (engine, stock)] for _ in range(7)]
-    return sorted(ours / theirs for ours, theirs in rounds)
+        rounds = engines.in_turns(engine, stock, _ROUNDS * _SETS)
+    return sorted(ours.median / theirs.median for ours, theirs in rounds)
 
 
 COLUMNS: dict[str, Callable[[Cell], Measured]] = {

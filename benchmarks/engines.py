@@ -331,7 +331,7 @@ def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
 
     ours, stock = (Engine.load(_plan(job, folder)) for job in pair)
     with ours, stock:
-        rounds = [(ours.benchmark(runs=_RUNS), stock.benchmark(runs=_RUNS)) for _ in range(_ROUNDS)]
+        rounds = in_turns(ours, stock, _RUNS)
         layers = ours.profile(runs=10)
     medians = [sorted(side[i].median for side in rounds)[_ROUNDS // 2] for i in (0, 1)]
     ratios = sorted(a.median / b.median for a, b in rounds)
@@ -345,6 +345,12 @@ def _in_turns(pair: tuple[Job, Job], folder: Path) -> dict[str, Any]:
         "kinds": {kind: [len(found), sum(found.values())] for kind, found in layers.kinds.items()},
         "layers": dict(layers.layers),
     }
+
+
+def in_turns(one: Any, other: Any, runs: int) -> list[tuple[Any, Any]]:
+    """Timings of two engines, round by round, so that both have the clocks and the temperature of the other one."""
+    with one.bench() as first, other.bench() as second:
+        return [(first.time(runs=runs), second.time(runs=runs)) for _ in range(_ROUNDS)]
 
 
 def target() -> str:

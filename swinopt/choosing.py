@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -40,6 +40,9 @@ from swinopt.errors import MissingDependencyError, ModelError, SwinoptError
 from swinopt.facts import Facts
 from swinopt.graph import Array
 from swinopt.pipeline import Progress
+
+if TYPE_CHECKING:
+    from swinopt.execution import Bench
 
 BUILDING, PHASE = "building what is measured", "measuring plugins"
 
@@ -279,22 +282,30 @@ class _Candidate:
         for form in medians:
             if form in self._failures:  # maybe for want of memory that others had
                 self.build(form)
-        captured = True
         with ExitStack() as stack:
-            for form, engine in self._engines.items():
+            for engine in self._engines.values():
                 stack.enter_context(engine)
-                with _noted(form, self._failures):
-                    # What cannot be captured would pay for its launches, and the other one not.
-                    captured &= engine.benchmark(runs=1, warmup=_WARMUP).graph
+            benches = self._benches(stack, graph=True)
+            if not all(bench.graph for bench in benches.values()):
+                # What cannot be captured would pay for its launches, and the other one not.
+                for bench in benches.values():
+                    bench.close()
+                benches = self._benches(stack, graph=False)
             for number in range(_ROUNDS):
                 # In turns, now the one and now the other first: clocks go up and down with time.
                 for form in reversed(medians) if number % 2 else medians:
                     with _noted(form, self._failures):
                         if not self._failures:
-                            timing = self._engines[form].benchmark(runs=_RUNS, warmup=_WARMUP, graph=captured)
-                            medians[form].append(timing.median)
+                            medians[form].append(benches[form].time(runs=_RUNS, warmup=_WARMUP).median)
         self._engines.clear()
         return None if self._failures else (median(medians["plugin"]), median(medians["standard"]))
+
+    def _benches(self, stack: ExitStack, *, graph: bool) -> dict[Form, Bench]:
+        benches = {}
+        for form, engine in self._engines.items():
+            with _noted(form, self._failures):
+                benches[form] = stack.enter_context(engine.bench(graph=graph))
+        return benches
 
 
 def _build(candidates: Sequence[_Candidate], progress: Progress | None) -> None:

@@ -17,7 +17,7 @@ from swinopt.errors import ModelError, OptionError
 from swinopt.interface import Interface, Shape, Value, text_of
 
 if TYPE_CHECKING:
-    from swinopt.execution import Execution
+    from swinopt.execution import Bench, Execution
     from swinopt.timing import LayerTimes, Timing
 
 
@@ -154,10 +154,31 @@ class Engine:
             OptionError: a shape is not one that the engine takes, or a number is below 1.
             ModelError, MissingDependencyError, SwinoptError: as for :meth:`run`.
         """
-        if min(runs, rotate) < 1 or warmup < 0:
-            raise OptionError(f"runs and rotate are at least 1, and {runs} and {rotate} were given")
-        execution = self._alive()
-        return execution.benchmark(self.interface, self._shapes(shapes, batch), runs, warmup, rotate, graph, str(self))
+        with self.bench(shapes, batch=batch, rotate=rotate, graph=graph) as bench:
+            return bench.time(runs=runs, warmup=warmup)
+
+    def bench(
+        self,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        *,
+        batch: int | None = None,
+        rotate: int = 4,
+        graph: bool = True,
+    ) -> Bench:
+        """What :meth:`benchmark` times, made ready: for rounds in turns with other engines. Use it in a ``with``.
+
+        Args:
+            shapes: as for :meth:`benchmark`.
+            batch: as for :meth:`benchmark`.
+            rotate: as for :meth:`benchmark`.
+            graph: as for :meth:`benchmark`.
+
+        Raises:
+            OptionError, ModelError, MissingDependencyError, SwinoptError: as for :meth:`benchmark`.
+        """
+        if rotate < 1:
+            raise OptionError(f"rotate is at least 1, and {rotate} was given")
+        return self._alive().bench(self.interface, self._shapes(shapes, batch), rotate, graph, str(self))
 
     def profile(
         self, shapes: Mapping[str, Sequence[int]] | None = None, *, batch: int | None = None, runs: int = 20

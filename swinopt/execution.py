@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -65,7 +67,7 @@ class Execution:
                 "with the TensorRT, the kind of GPU and the plugins that it was built with, so build it again "
                 f"({tensorrt_module.complaints(trt)}{f'; {missing}' if missing else ''})"
             )
-        self._contexts: dict[int, _Context] = {}
+        self._contexts: dict[Any, _Context] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -172,36 +174,27 @@ class Execution:
 
     # ------------------------------------------------------------------------------------------------------- measuring
 
-    def benchmark(
-        self,
-        interface: Interface,
-        shapes: Mapping[str, Shape],
-        runs: int,
-        warmup: int,
-        rotate: int,
-        graph: bool,
-        what: str,
-    ) -> Timing:
-        """See :meth:`swinopt.engine.Engine.benchmark`."""
-        with self._context(interface.profile_for(shapes)) as context:
-            works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
-            for work in works:
-                work()
-            context.stream.synchronize()
-            graphs = _recorded(context, works) if graph else []
-            launches: list[Callable[[], None]] = [partial(g.launch, context.stream) for g in graphs] or list(works)
-            for index in range(warmup):
-                launches[index % rotate]()
-            marks = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
-            for index, (start, end) in enumerate(marks):
-                start.record(context.stream)
-                launches[index % rotate]()
-                end.record(context.stream)
-            # Only now: a host that waits for each run would put its own delay into the next one.
-            context.stream.synchronize()
-            samples = tuple(end.milliseconds_since(start) for start, end in marks)
-            gpu = cuda.device_name()
-        return Timing(samples, dict(shapes), bool(graphs), rotate, gpu, what)
+    def bench(self, interface: Interface, shapes: Mapping[str, Shape], rotate: int, graph: bool, what: str) -> Bench:
+        """See :meth:`swinopt.engine.Engine.bench`."""
+        key = object()
+
+        def close() -> None:
+            with self._lock:
+                self._contexts.pop(key, None)
+            with cuda.on_device(self._device), context.lock:
+                context.close()
+
+        with cuda.on_device(self._device):
+            with self._lock:
+                if self._closed:
+                    raise SwinoptError("the engine was closed while a thread was about to use it: use it again")
+                # Of its own: what it keeps must not be in the way of runs.
+                context = self._contexts[key] = _Context(self._engine, self._trt, interface.profile_for(shapes))
+            try:
+                return Bench(context, interface, shapes, rotate, graph, self._device, what, close)
+            except BaseException:
+                close()
+                raise
 
     def profile(self, interface: Interface, shapes: Mapping[str, Shape], runs: int) -> LayerTimes:
         """See :meth:`swinopt.engine.Engine.profile`."""
@@ -218,6 +211,78 @@ class Execution:
                     self._contexts.pop(profile, None)
                 context.close()
         return LayerTimes(dict(sorted(times.items(), key=lambda item: -item[1])), runs)
+
+
+class Bench:
+    """Inferences on random inputs that lie on the GPU already, to be timed as often as one likes.
+
+    Attributes:
+        graph: whether CUDA graphs are launched.
+    """
+
+    def __init__(
+        self,
+        context: _Context,
+        interface: Interface,
+        shapes: Mapping[str, Shape],
+        rotate: int,
+        graph: bool,
+        device: int,
+        what: str,
+        close: Callable[[], None],
+    ) -> None:
+        self._context, self._shapes, self._rotate, self._what = context, dict(shapes), rotate, what
+        self._device, self._close = device, close
+        works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
+        for work in works:
+            work()
+        context.stream.synchronize()
+        graphs = _recorded(context, works) if graph else []
+        self.graph = bool(graphs)
+        self._launches: list[Callable[[], None]] = [partial(g.launch, context.stream) for g in graphs] or list(works)
+
+    def time(self, *, runs: int = 200, warmup: int = 20) -> Timing:
+        """How long one inference takes.
+
+        Args:
+            runs: how many are timed, each by itself with events.
+            warmup: how many are made before.
+
+        Raises:
+            OptionError: a number is too small.
+            SwinoptError: the engine has been closed, or the GPU failed.
+        """
+        if runs < 1 or warmup < 0:
+            raise OptionError(f"runs is at least 1 and warmup at least 0, and {runs} and {warmup} were given")
+        context = self._context
+        with cuda.on_device(self._device), context.lock:
+            if context.closed:
+                raise SwinoptError("the engine, or what was to be timed of it, has been closed")
+            for index in range(warmup):
+                self._launches[index % self._rotate]()
+            marks = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
+            for index, (start, end) in enumerate(marks):
+                start.record(context.stream)
+                self._launches[index % self._rotate]()
+                end.record(context.stream)
+            # Only now: a host that waits for each run would put its own delay into the next one.
+            context.stream.synchronize()
+            samples = tuple(end.milliseconds_since(start) for start, end in marks)
+            gpu = cuda.device_name()
+        return Timing(samples, self._shapes, self.graph, self._rotate, gpu, self._what)
+
+    def close(self) -> None:
+        """Gives back what it holds on the GPU; once is enough."""
+        self._launches.clear()
+        self._close()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _Context:
@@ -302,7 +367,9 @@ class _Work:
         self._inputs: dict[str, tuple[Shape, cuda.Memory]] = {}
         rng = np.random.default_rng(seed)
         for name, shape in shapes.items():
-            array = arrays.random(rng, interface.inputs[name].dtype, shape)
+            # A million numbers over and over: times do not hang on more of them, and they are slow to make.
+            some = arrays.random(rng, interface.inputs[name].dtype, (min(math.prod(shape), 1 << 20),))
+            array = np.resize(some, shape)
             memory = cuda.Memory(array.nbytes)
             context.stream.upload(memory.handle, array.ctypes.data, array.nbytes)
             context.stream.synchronize()

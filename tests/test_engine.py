@@ -314,6 +314,29 @@ def test_a_benchmark_gives_its_memory_back(engine: Engine, gpu: fake_gpu.Runtime
     assert not gpu.memory
 
 
+def test_what_is_ready_is_timed_again_and_again(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    with engine.bench(rotate=2) as bench:
+        captures, memory = gpu.calls.count("cudaStreamBeginCapture"), set(gpu.memory)
+        assert bench.graph and [bench.time(runs=n, warmup=1).samples for n in (1, 2)] == [(1,), (2, 3)]
+        assert gpu.calls.count("cudaStreamBeginCapture") == captures == 2 and set(gpu.memory) == memory
+        engine.run({"x": np.zeros((2, 3), np.float32)})  # the engine is free for others
+        assert bench.time(runs=1).graph
+        with pytest.raises(OptionError, match="at least 1"):
+            bench.time(runs=0)
+    with pytest.raises(SwinoptError, match="has been closed"):
+        bench.time()
+
+
+def test_an_engine_that_is_closed_closes_what_was_ready(engine: Engine, gpu: fake_gpu.Runtime) -> None:
+    bench = engine.bench()
+    engine.close()
+    with pytest.raises(SwinoptError, match="has been closed"):
+        bench.time()
+    bench.close()
+    gc.collect()
+    assert not gpu.memory
+
+
 def test_an_engine_that_cannot_be_captured_is_measured_without_a_graph(engine: Engine, gpu: fake_gpu.Runtime) -> None:
     gpu.capture_status = 900
     assert not engine.benchmark(runs=2).graph
