@@ -18,7 +18,8 @@ where one run makes both, and that is what their ratio is taken from.
 
 With ``--gpus`` the rows are dealt out in turns to several GPUs, which should be of one kind. A row stays on its GPU, so
 that its ratios are of one machine; ``--at-a-time`` then holds for each GPU, and its own rows. They share the host, and
-what one builds may slow down what another one measures by the clock.
+what one builds may slow down what another one measures by the clock. Each GPU's shares are of its own peaks; the page
+tells those that were measured last.
 
 Keeps what it measures in benchmarks/results/h200.json, from which h200_page.py makes the page; ``--report`` does only
 that. Exits with 1 if a bar is missed.
@@ -100,10 +101,14 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
     )
     wanted = [(row, missing) for row in ROWS if (missing := _missing(row, arguments, store))]
     gpus: list[int | None] = arguments.gpus
-    shares = {gpu: dict(wanted[first :: len(gpus)]) for first, gpu in enumerate(gpus)}
+    # There and back, since small and large batches take turns in ROWS.
+    places = [*range(len(gpus)), *reversed(range(len(gpus)))]
+    shares: dict[int | None, dict[Row, list[str]]] = {gpu: {} for gpu in gpus}
+    for index, (row, missing) in enumerate(wanted):
+        shares[gpus[places[index % len(places)]]][row] = missing
     with ThreadPoolExecutor(len(gpus)) as pool:
-        workers = [pool.submit(Worker(run, gpu, share).work) for gpu, share in shares.items() if share]
         try:
+            workers = [pool.submit(Worker(run, gpu, share).work) for gpu, share in shares.items() if share]
             for worker in as_completed(workers):
                 worker.result()
         except BaseException:  # an interrupt, too: the others would go on for hours

@@ -1,7 +1,8 @@
 """Plugin or standard ops: for each swinopt op of a model both are built by themselves, timed in turns, and compared.
 
-Building takes most of the time, and of that the standard ops, on the CPU: they are built several at a time. Plugins are
-built one by one before, since linears are tuned in the meantime, and timed is when nothing else runs.
+Building takes most of the time, and of that the standard ops, on the CPU: they are built several at a time. TensorRT
+times kernels while it builds, and these may be disturbed then: where the two are close, the standard ops are built once
+more alone. Plugins are built one by one, since linears are tuned in the meantime; what is timed here is so alone.
 
 A plugin is a wall to TensorRT: nothing is fused across it. Where TensorRT makes one good kernel of the spelled-out op,
 or a size suits the plugin's kernel badly, the standard ops are faster; which it is hangs on the GPU, the TensorRT, the
@@ -44,9 +45,10 @@ from swinopt.pipeline import Progress
 if TYPE_CHECKING:
     from swinopt.execution import Bench
 
-BUILDING, PHASE = "building what is measured", "measuring plugins"
+BUILDING, MEASURING = "building what is measured", "measuring plugins"
 
 _AT_A_TIME = 8  # builds
+_CLOSE = 1.1  # of the plugin's time: what a build alone may make of the standard ops
 _ROUNDS = 5
 _RUNS = 50
 _WARMUP = 10
@@ -77,7 +79,7 @@ def choose(
         build: builds an engine of one op, as its model and whether it is a plugin say.
         trt: the TensorRT module.
         settings: of the builds, by name, as far as times depend on them.
-        progress: told of every op.
+        progress: told of every build and every op.
 
     Raises:
         OptionError: a profile is missing, or does not fit the model.
@@ -102,11 +104,11 @@ def choose(
         **settings,
     }
     candidates = [_Candidate(op, {**setup, **op.key()}, build) for op in found]
-    _build([c for c in candidates if c.is_measured], progress)
+    _build_all([c for c in candidates if c.is_measured], progress)
     choices = []
     for index, candidate in enumerate(candidates):
         if progress:
-            progress(PHASE, index, len(candidates))
+            progress(MEASURING, index, len(candidates))
         choices.append(candidate.choice())
     return Choices(choices)
 
@@ -251,16 +253,15 @@ class _Candidate:
         self.op, self.key = op, key
         self.cached = _read(key) if op.shapes else None
         self.is_measured = bool(op.shapes) and self.cached is None
-        self._build, self._model = build, op.model() if self.is_measured else None
+        self._builder = build
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
 
     def build(self, form: Form) -> None:
         """Builds the engine of one form, or notes why it cannot be built."""
-        assert self._model is not None
         self._failures.pop(form, None)
         with _noted(form, self._failures):
-            self._engines[form] = self._build(self._model, form == "plugin")
+            self._engines[form] = self._builder(self.op.model(), form == "plugin")
 
     def choice(self) -> Choice:
         """What the op should become, by the times that are known or else by a measurement."""
@@ -278,10 +279,17 @@ class _Candidate:
 
     def _measured(self) -> _Times | None:
         """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""
+        for form in tuple(self._failures):  # maybe for want of memory that others had
+            self.build(form)
+        times = self._timed()
+        if times is not None and times[0] < times[1] <= _CLOSE * times[0]:
+            self.build("standard")
+            times = self._timed()
+        self._engines.clear()
+        return times
+
+    def _timed(self) -> _Times | None:
         medians: dict[Form, list[float]] = {"plugin": [], "standard": []}
-        for form in medians:
-            if form in self._failures:  # maybe for want of memory that others had
-                self.build(form)
         with ExitStack() as stack:
             for engine in self._engines.values():
                 stack.enter_context(engine)
@@ -297,7 +305,6 @@ class _Candidate:
                     with _noted(form, self._failures):
                         if not self._failures:
                             medians[form].append(benches[form].time(runs=_RUNS, warmup=_WARMUP).median)
-        self._engines.clear()
         return None if self._failures else (median(medians["plugin"]), median(medians["standard"]))
 
     def _benches(self, stack: ExitStack, *, graph: bool) -> dict[Form, Bench]:
@@ -308,8 +315,10 @@ class _Candidate:
         return benches
 
 
-def _build(candidates: Sequence[_Candidate], progress: Progress | None) -> None:
+def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> None:
     """Builds both forms of each."""
+    if not candidates:
+        return
     done = itertools.count()
 
     def tell() -> None:
@@ -319,22 +328,20 @@ def _build(candidates: Sequence[_Candidate], progress: Progress | None) -> None:
     for candidate in candidates:
         tell()
         candidate.build("plugin")
-    if not candidates:
-        return
     device = cuda.current_device()
 
-    def build(candidate: _Candidate) -> None:
+    def build_standard(candidate: _Candidate) -> None:
         with cuda.on_device(device):  # a thread begins with the first
             candidate.build("standard")
 
     with ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
-        for future in as_completed([pool.submit(build, candidate) for candidate in candidates]):
-            tell()
-            try:
+        try:
+            for future in as_completed([pool.submit(build_standard, candidate) for candidate in candidates]):
+                tell()
                 future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        except BaseException:  # an interrupt, or the listener's: builds that have begun cannot be stopped
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @contextmanager

@@ -154,6 +154,9 @@ class Engine:
             OptionError: a shape is not one that the engine takes, or a number is below 1.
             ModelError, MissingDependencyError, SwinoptError: as for :meth:`run`.
         """
+        from swinopt.execution import require_runs
+
+        require_runs(runs, warmup)
         with self.bench(shapes, batch=batch, rotate=rotate, graph=graph) as bench:
             return bench.time(runs=runs, warmup=warmup)
 

@@ -1,4 +1,4 @@
-"""An engine on the GPU: deserialized, with one context, stream and lock for each optimization profile."""
+"""An engine on the GPU: deserialized, with a context, stream and lock for each optimization profile and each bench."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
+
+_CLOSED = "the engine was closed while a thread was about to use it: use it again"
 
 #: Bytes to which TensorRT wants the addresses of tensors aligned; a slice of a tensor need not be.
 _ALIGNMENT = 256
@@ -67,7 +69,8 @@ class Execution:
                 "with the TensorRT, the kind of GPU and the plugins that it was built with, so build it again "
                 f"({tensorrt_module.complaints(trt)}{f'; {missing}' if missing else ''})"
             )
-        self._contexts: dict[Any, _Context] = {}
+        # For runs by the number of the profile, for benches by an object of their own.
+        self._contexts: dict[object, _Context] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -114,7 +117,7 @@ class Execution:
         while True:
             with self._lock:
                 if self._closed:
-                    raise SwinoptError("the engine was closed while a thread was about to use it: use it again")
+                    raise SwinoptError(_CLOSED)
                 if profile not in self._contexts:
                     self._contexts[profile] = _Context(self._engine, self._trt, profile)
                 context = self._contexts[profile]
@@ -176,25 +179,33 @@ class Execution:
 
     def bench(self, interface: Interface, shapes: Mapping[str, Shape], rotate: int, graph: bool, what: str) -> Bench:
         """See :meth:`swinopt.engine.Engine.bench`."""
-        key = object()
-
-        def close() -> None:
-            with self._lock:
-                self._contexts.pop(key, None)
-            with cuda.on_device(self._device), context.lock:
-                context.close()
-
+        key, profile = object(), interface.profile_for(shapes)
         with cuda.on_device(self._device):
+            # TensorRT 8 lets a profile of an engine from elsewhere have one context.
+            self._give_up(profile)
             with self._lock:
                 if self._closed:
-                    raise SwinoptError("the engine was closed while a thread was about to use it: use it again")
-                # Of its own: what it keeps must not be in the way of runs.
-                context = self._contexts[key] = _Context(self._engine, self._trt, interface.profile_for(shapes))
+                    raise SwinoptError(_CLOSED)
+                # Of its own: what a bench keeps must not be in the way of runs.
+                context = self._contexts[key] = _Context(self._engine, self._trt, profile)
+                context.lock.acquire()
             try:
-                return Bench(context, interface, shapes, rotate, graph, self._device, what, close)
+                return Bench(context, interface, shapes, rotate, graph, self._device, what, partial(self._give_up, key))
             except BaseException:
-                close()
+                with self._lock:
+                    self._contexts.pop(key, None)
+                context.close()
                 raise
+            finally:
+                context.lock.release()
+
+    def _give_up(self, key: object) -> None:
+        """Closes a context, when what runs in it has ended."""
+        with self._lock:
+            context = self._contexts.pop(key, None)
+        if context is not None:
+            with cuda.on_device(self._device), context.lock:
+                context.close()
 
     def profile(self, interface: Interface, shapes: Mapping[str, Shape], runs: int) -> LayerTimes:
         """See :meth:`swinopt.engine.Engine.profile`."""
@@ -233,7 +244,8 @@ class Bench:
     ) -> None:
         self._context, self._shapes, self._rotate, self._what = context, dict(shapes), rotate, what
         self._device, self._close = device, close
-        works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
+        # The context keeps them, and frees them: graphs know addresses, and hold no memory.
+        works = context.works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
         for work in works:
             work()
         context.stream.synchronize()
@@ -252,8 +264,7 @@ class Bench:
             OptionError: a number is too small.
             SwinoptError: the engine has been closed, or the GPU failed.
         """
-        if runs < 1 or warmup < 0:
-            raise OptionError(f"runs is at least 1 and warmup at least 0, and {runs} and {warmup} were given")
+        require_runs(runs, warmup)
         context = self._context
         with cuda.on_device(self._device), context.lock:
             if context.closed:
@@ -272,9 +283,9 @@ class Bench:
         return Timing(samples, self._shapes, self.graph, self._rotate, gpu, self._what)
 
     def close(self) -> None:
-        """Gives back what it holds on the GPU; once is enough."""
-        self._launches.clear()
+        """Gives back what it holds on the GPU, after a measurement that has begun; once is enough."""
         self._close()
+        self._launches.clear()
 
     def __enter__(self) -> Bench:
         return self
@@ -283,6 +294,16 @@ class Bench:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def require_runs(runs: int, warmup: int) -> None:
+    """Refuses numbers of runs that nothing can be measured with.
+
+    Raises:
+        OptionError: a number is too small.
+    """
+    if runs < 1 or warmup < 0:
+        raise OptionError(f"runs is at least 1 and warmup at least 0, and {runs} and {warmup} were given")
 
 
 class _Context:
@@ -294,6 +315,7 @@ class _Context:
         self.stream = cuda.Stream()
         self._trt = trt
         self._buffers: dict[str, cuda.Memory] = {}
+        self.works: list[_Work] = []
         self._context = engine.create_execution_context()
         if self._context is None:
             raise SwinoptError(f"TensorRT cannot make an execution context: {tensorrt_module.complaints(trt)}")
@@ -349,6 +371,9 @@ class _Context:
     def close(self) -> None:
         self.closed = True
         self._context = None
+        for work in self.works:
+            work.close()
+        self.works.clear()
         for memory in self._buffers.values():
             memory.close()
         self._buffers.clear()
@@ -379,6 +404,10 @@ class _Work:
             name: cuda.Memory(arrays.size_of(value.dtype, context.output_shape(name)))
             for name, value in interface.outputs.items()
         }
+
+    def close(self) -> None:
+        for memory in (*(memory for _, memory in self._inputs.values()), *self._outputs.values()):
+            memory.close()
 
     def __call__(self) -> None:
         for name, (shape, memory) in self._inputs.items():

@@ -295,6 +295,10 @@ class _Build:
             self.config.builder_optimization_level = self.optimization_level
         if hasattr(self.config, "profiling_verbosity"):
             self.config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
+        sharing = getattr(getattr(self.trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+        if ranges and sharing is not None:
+            # Runs and a bench have a context each; TensorRT 10 is like that by itself.
+            self.config.set_preview_feature(sharing, True)
         for each in ranges:
             chosen = self.builder.create_optimization_profile()
             for name, (low, usual, high) in each.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,15 +122,17 @@ class _Logger:
 
 
 class _Context:
-    def __init__(self) -> None:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.chosen: int | None = None
         self.profiler: Any = None
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        taken = [held for held in self.engine.alive if held.chosen == profile]
         self.chosen = profile
-        return True
+        return self.engine.shares_profiles or not taken
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.chosen is not None
@@ -156,16 +159,33 @@ class _Context:
         return True
 
 
+class _Held:
+    """A context as its owner has it: when that lets go of it, it is gone, whatever tests still look at."""
+
+    def __init__(self, context: _Context) -> None:
+        object.__setattr__(self, "context", context)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.context, name, value)
+
+
 class _Engine:
     num_io_tensors = 2
     num_optimization_profiles = len(RANGES)
 
     def __init__(self) -> None:
         self.contexts: list[_Context] = []
+        self.alive: weakref.WeakSet[_Held] = weakref.WeakSet()
+        self.shares_profiles = False  # TensorRT 8.6 has to be told
 
-    def create_execution_context(self) -> _Context:
-        self.contexts.append(_Context())
-        return self.contexts[-1]
+    def create_execution_context(self) -> _Held:
+        self.contexts.append(_Context(self))
+        held = _Held(self.contexts[-1])
+        self.alive.add(held)
+        return held
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]

@@ -70,6 +70,7 @@ class Lab:
         self.built: list[onnx.ModelProto] = []
         self.timed: list[tuple[str, bool, bool]] = []
         self.closed: list[str] = []
+        self.open = 0  # benches that were not closed before their engine was
         self.times: dict[str, Any] = dict(TIMES)
         self.graph: Callable[[bool], bool] = lambda plugin: True
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
@@ -87,7 +88,12 @@ class Lab:
             ms = time(made) if callable(time) else time
             return Timing((ms,), {}, is_captured, 4, "a GPU", "an engine")
 
-        return contextlib.nullcontext(SimpleNamespace(graph=is_captured, time=timed, close=lambda: None))
+        self.open += 1
+
+        def close() -> None:
+            self.open -= 1
+
+        return contextlib.nullcontext(SimpleNamespace(graph=is_captured, time=timed, close=close))
 
     @property
     def alone(self) -> list[onnx.ModelProto]:
@@ -406,14 +412,43 @@ def test_neither_is_captured_if_one_cannot_be(plugin: bool, lab: Lab) -> None:
     lab.graph = lambda is_plugin: is_plugin != plugin
     lab.build()
     assert {is_captured for _, _, is_captured in lab.timed} == {False}
+    assert lab.open == 8, "what was made ready for graphs keeps memory of the GPU"
 
 
 def test_the_listener_is_told(lab: Lab) -> None:
     told: list[tuple[str, int, int]] = []
     lab.build(progress=lambda *step: told.append(step))
     assert told[:8] == [(choosing.BUILDING, index, 8) for index in range(8)]
-    assert told[8:12] == [(choosing.PHASE, index, 4) for index in range(4)]
+    assert told[8:12] == [(choosing.MEASURING, index, 4) for index in range(4)]
     assert "preparing the model" in [phase for phase, _, _ in told[12:]]
+
+
+def test_a_listener_that_raises_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_AT_A_TIME", 1)
+    built_then: list[int] = []
+
+    def listen(phase: str, step: int, steps: int) -> None:
+        if phase == choosing.BUILDING and step == 4:  # the first of the standard ops is there
+            built_then.append(len(lab.built))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.build(progress=listen)
+    assert len(lab.built) <= built_then[0] + 2 < 8, "but for what had begun, nothing more is built"
+
+
+@pytest.mark.parametrize(("standard", "builds"), [(1.05, 3), (1.2, 2), (0.9, 2)])
+def test_where_they_are_close_standard_ops_are_built_again_alone(standard: float, builds: int, lab: Lab) -> None:
+    """Other builds may have disturbed the one among them."""
+    times = iter([standard] * 5 + [0.5] * 5)
+    lab.times["PatchMerging"] = 1.0, lambda made: next(times)
+    choice = lab.build().choices[-1]
+    assert len([made for made in lab.alone if made.graph.name == "PatchMerging"]) == builds
+    assert (choice.chosen, choice.standard_ms) == {
+        1.05: ("standard", 0.5),
+        1.2: ("plugin", 1.2),
+        0.9: ("standard", 0.9),
+    }[standard]
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong

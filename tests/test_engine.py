@@ -34,8 +34,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_gpu.Runtime:
 
 
 @pytest.fixture
-def engine(gpu: fake_gpu.Runtime) -> Engine:
-    return Engine(b"plan", fake_gpu.TensorRT())
+def tensorrt() -> fake_gpu.TensorRT:
+    return fake_gpu.TensorRT()
+
+
+@pytest.fixture
+def engine(gpu: fake_gpu.Runtime, tensorrt: fake_gpu.TensorRT) -> Engine:
+    return Engine(b"plan", tensorrt)
 
 
 def ones(batch: int) -> Any:
@@ -317,24 +322,63 @@ def test_a_benchmark_gives_its_memory_back(engine: Engine, gpu: fake_gpu.Runtime
 def test_what_is_ready_is_timed_again_and_again(engine: Engine, gpu: fake_gpu.Runtime) -> None:
     with engine.bench(rotate=2) as bench:
         captures, memory = gpu.calls.count("cudaStreamBeginCapture"), set(gpu.memory)
+        gc.collect()
         assert bench.graph and [bench.time(runs=n, warmup=1).samples for n in (1, 2)] == [(1,), (2, 3)]
-        assert gpu.calls.count("cudaStreamBeginCapture") == captures == 2 and set(gpu.memory) == memory
-        engine.run({"x": np.zeros((2, 3), np.float32)})  # the engine is free for others
-        assert bench.time(runs=1).graph
+        assert gpu.calls.count("cudaStreamBeginCapture") == captures == 2
+        assert set(gpu.memory) == memory and len(memory) == 2 * 2, "graphs read and write what is freed"
         with pytest.raises(OptionError, match="at least 1"):
             bench.time(runs=0)
     with pytest.raises(SwinoptError, match="has been closed"):
         bench.time()
 
 
+def test_runs_and_benches_share_a_profile_where_tensorrt_lets_them(tensorrt: Any, engine: Engine) -> None:
+    tensorrt.engine.shares_profiles = True
+    with engine.bench(batch=2) as one, engine.bench(batch=2) as other:
+        engine.run({"x": ones(2)})
+        assert one.time(runs=1).samples and other.time(runs=1).samples
+
+
+def test_a_bench_takes_the_place_of_what_runs_left_where_a_profile_has_one_context(
+    tensorrt: Any, engine: Engine
+) -> None:
+    engine.run({"x": ones(2)})
+    with engine.bench(batch=2) as bench:
+        assert bench.time(runs=1).samples and len(tensorrt.engine.alive) == 1
+    engine.run({"x": ones(2)})
+    assert engine.benchmark(runs=1, batch=2).samples
+
+
+def test_a_benchmark_and_the_end_of_an_engine_do_not_meet(engine: Engine) -> None:
+    """Closing waits for what has begun; what has not says that it is closed."""
+    failures: list[BaseException] = []
+
+    def measure() -> None:
+        try:
+            for _ in range(20):
+                engine.benchmark(runs=3, warmup=1, rotate=2)
+        except SwinoptError as error:
+            failures.extend([error] * ("closed" not in str(error)))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=measure) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        engine.close()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
 def test_an_engine_that_is_closed_closes_what_was_ready(engine: Engine, gpu: fake_gpu.Runtime) -> None:
-    bench = engine.bench()
+    bench = engine.bench(graph=False)
     engine.close()
+    assert not gpu.memory
     with pytest.raises(SwinoptError, match="has been closed"):
         bench.time()
     bench.close()
-    gc.collect()
-    assert not gpu.memory
 
 
 def test_an_engine_that_cannot_be_captured_is_measured_without_a_graph(engine: Engine, gpu: fake_gpu.Runtime) -> None:

@@ -37,12 +37,14 @@ class LayerNormPlan:
     grid: int
     block: int
 
-    def kernel(self, name: str, dtype: str) -> str:
-        """The NVRTC name expression of the kernel, if ``name`` is what the op's kernels begin with."""
-        element = CUDA_TYPES[dtype]
-        if not self.vectors:
-            return f"swinopt::{name}_any<{element}>"
-        return f"swinopt::{name}<{element}, {self.lanes}, {self.vectors}>"
+    def kernel(self, name: str, dtype: str, *more: str) -> str:
+        """The NVRTC name expression of the kernel, if ``name`` is what the op's kernels begin with.
+
+        ``more`` are the arguments that its templates have behind the usual ones.
+        """
+        cut = [str(self.lanes), str(self.vectors)] if self.vectors else []
+        arguments = ", ".join([CUDA_TYPES[dtype], *cut, *more])
+        return f"swinopt::{name}{'' if self.vectors else '_any'}<{arguments}>"
 
 
 def layer_norm_plan(rows: int, channels: int, run: int, dtype: str, *, aligned: bool) -> LayerNormPlan:

@@ -65,7 +65,7 @@ def plan(
     pointers = [0 if tensor is None else tensor.pointer for tensor in named.values()]
     return Launch(
         source="layer_norm/kernel.cuh",
-        kernel=cut.kernel("layer_norm", dtype).replace(">", f", {has_residual}>"),
+        kernel=cut.kernel("layer_norm", dtype, has_residual),
         grid=(cut.grid, 1, 1),
         block=cut.block,
         shared_bytes=0,

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "product.h"
@@ -66,8 +67,8 @@ public:
             ok = cudaGraphLaunch(ready, stream_) == cudaSuccess;
             cudaEventRecord(events_[1], stream_);
             ok = ok && cudaEventSynchronize(events_[1]) == cudaSuccess;
-            cudaEventElapsedTime(&ms, events_[0], events_[1]);
-            if (round > 0) best = std::min(best, ms / count);
+            ok = ok && cudaEventElapsedTime(&ms, events_[0], events_[1]) == cudaSuccess;
+            if (ok && round > 0) best = std::min(best, ms / count);
         }
         if (ready) cudaGraphExecDestroy(ready);
         if (graph) cudaGraphDestroy(graph);
@@ -160,7 +161,7 @@ private:
 
 // Nothing if it cannot be measured now.
 std::optional<std::string> measured(LinearParams const& p, DType dtype, int device) {
-    constexpr int kProposals = 16;
+    constexpr int kProposals = 16;  // more than any version makes
     Bench bench;
     std::vector<LinearParams> const inputs = inputs_like(p, bench);
     if (inputs.empty()) return std::nullopt;

@@ -91,6 +91,7 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
         ("tuned", 72),
         ("memory kept", 0),
         ("graphs kept", 0),
+        ("captures open", 0),
         ("tuned the same", 1),
         ("measured again", 0),
         ("tuned algorithm", 3),
@@ -124,8 +125,16 @@ def test_the_first_proposal_stays_where_it_is_as_fast(probe: Callable[..., Facts
 
 
 def test_what_cublaslt_refuses_is_not_tuned_for(probe: Callable[..., Facts]) -> None:
-    assert probe(130000, FAKE_TILE="9")["tuned tile"] != 9
+    found = probe(130000, FAKE_TILE="9")
+    tuned = [found[f"tuned {what}"] for what in ("algorithm", "tile", "cluster", "option")]
+    assert tuned[1] in (1, 4, 7) and tuned == [3, tuned[1], 3, 2]
     assert probe(130000, FAKE_PROPOSALS="0")["tuned"] == 0
+
+
+def test_what_fails_while_it_is_captured_is_not_taken(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_TILE_FAILS_IN_CAPTURE="7")
+    assert (found["captures open"], found["graphs kept"], found["memory kept"]) == (0, 0, 0)
+    assert found["tuned tile"] in (1, 4) and found["tuned cluster"] == 3
 
 
 def test_the_newest_that_the_driver_is_new_enough_for_is_taken(probe: Callable[..., Facts]) -> None:

@@ -172,6 +172,7 @@ int cublasLtMatmul(cublasLtContext*, cublasLtMatmulDescOpaque_t* desc, void cons
     calls.alpha = *static_cast<float const*>(alpha);
     calls.beta = *static_cast<float const*>(beta);
     calls.in_place = c == d;
+    if (calls.capturing && static_cast<int>(algorithm->data[kTile]) == setting("FAKE_TILE_FAILS_IN_CAPTURE", -1)) return 13;
     calls.algorithm = static_cast<int>(algorithm->data[kIndex]);
     calls.tile = static_cast<int>(algorithm->data[kTile]);
     calls.option = static_cast<int>(algorithm->data[kOption]);
