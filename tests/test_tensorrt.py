@@ -147,7 +147,7 @@ def test_where_nothing_is_measured_auto_is_on() -> None:
     )
     assert auto.plugin_layers == on.plugin_layers == 2
     assert (auto.interface, auto.notes, auto.choices) == (on.interface, on.notes, ())
-    assert told["auto"] == told["on"] and choosing.PHASE not in told["auto"]
+    assert told["auto"] == told["on"] and choosing.MEASURING not in told["auto"]
     assert len(auto.plan) == len(on.plan)
 
 
