@@ -96,6 +96,7 @@ def choose(
     setup = {
         "gpu": cuda.device_name(),
         "compute_capability": cuda.compute_capability(),
+        "driver": cuda.driver_version(),
         "tensorrt": tensorrt_module.describe(trt),
         "swinopt": swinopt.__version__,
         "kernels": kernels_hash(trt.__version__),

@@ -96,6 +96,11 @@ def compute_capability() -> str:
     return f"{properties.major}.{properties.minor}"
 
 
+def driver_version() -> int:
+    """The newest CUDA that the driver knows, e.g. 13000."""
+    return int(call("cudaDriverGetVersion"))
+
+
 def _properties() -> Any:
     return call("cudaGetDeviceProperties", current_device())
 

@@ -170,8 +170,8 @@ class Engine:
     ) -> Bench:
         """What :meth:`benchmark` times, made ready: for rounds in turns with other engines. Use it in a ``with``.
 
-        Runs can go on meanwhile, but for those in a profile of an engine that TensorRT 8 has built without swinopt: there
-        a profile is for one at a time.
+        Runs can go on meanwhile, but for those in a profile of an engine that TensorRT 8 has built without swinopt:
+        there a profile is for one at a time.
 
         Args:
             shapes: as for :meth:`benchmark`.

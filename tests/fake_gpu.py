@@ -29,10 +29,14 @@ class Runtime:
         self.calls: list[str] = []
         self.devices = 1
         self.name, self.minor = b"Pretended GPU\0\0", 0
+        self.driver = 13000
         self._of_thread = threading.local()
         self.room = 1 << 20
         self.capture_status = 0
         self.clock = 0.0
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return 0, self.driver
 
     @property
     def current(self) -> int:

@@ -618,6 +618,7 @@ def test_another_gpu_tensorrt_setting_or_kernel_is_measured_anew(lab: Lab, monke
     changes: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         "gpu": (lambda: setattr(lab.gpu, "name", b"Another GPU\0"), {}),
         "capability": (lambda: setattr(lab.gpu, "minor", 3), {}),
+        "driver": (lambda: setattr(lab.gpu, "driver", 13010), {}),
         "version": (lambda: setattr(lab.trt, "__version__", "10.10.0"), {}),
         "precision": (lambda: None, {"precision": "fp16"}),
         "level": (lambda: None, {"optimization_level": 5}),

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 import swinopt
-from swinopt import session, tensorrt, tensorrt_module
+from swinopt import cuda, session, tensorrt, tensorrt_module
 from swinopt.choice import by_time
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, OptionError
@@ -129,6 +129,31 @@ def engine() -> Any:
     """One engine for whatever is no matter of the model; closed at the end."""
     with build(MODELS["v1"], precision="fp32") as made:
         yield made
+
+
+@pytest.mark.skipif(cuda.device_count() < 2, reason="needs two GPUs")
+def test_engines_on_two_gpus_run_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each on the one that was current when it was built, whichever is when it runs."""
+    monkeypatch.setenv("SWINOPT_CACHE", str(tmp_path))
+    image = images(MODELS["v1"], 2)
+    with cuda.on_device(1), build(MODELS["v1"], precision="fp16", plugins="auto") as second:
+        assert all(choice.plugin_ms for choice in second.choices)
+        assert_close(second.run({"image": image})["logits"], MODELS["v1"], image, "fp16")
+        with cuda.on_device(0), build(MODELS["v1"], precision="fp16") as first:
+            for engine in (first, second, first):
+                assert_close(engine.run({"image": image})["logits"], MODELS["v1"], image, "fp16")
+                assert cuda.current_device() == 0
+
+
+def test_runs_and_benches_of_one_profile_live_side_by_side() -> None:
+    """TensorRT 8.6 has to be told at the build that a profile is for several contexts."""
+    image = images(MODELS["v1"], 2)
+    with build(MODELS["v1"], precision="fp16") as engine:
+        before = engine.run({"image": image})["logits"]
+        with engine.bench(batch=2) as bench, engine.bench(batch=4) as other:
+            assert bench.time(runs=5).median > 0 and other.time(runs=5).median > 0
+            np.testing.assert_array_equal(engine.run({"image": image})["logits"], before)
+            assert bench.time(runs=5).shapes == {"image": image.shape}
 
 
 @pytest.mark.parametrize("plugins", ["on", "off"])
