@@ -64,11 +64,14 @@ def main() -> int:
     result["copy_tb_s"] = copy_bandwidth()
     result["stages"] = list(speeds(result["copy_tb_s"]))
     result["norms"] = list(norm_speeds(result["copy_tb_s"]))
-    result["linears"] = list(linear_speeds())
+    library = linear_library()
+    result["linears"] = list(linear_speeds(library)) if library else []
+    result["chain"] = list(chain_speeds(library)) if library else []
     print(f"{result['gpu']}: a copy moves {result['copy_tb_s']:.2f} TB/s")
     show(result["stages"])
     show(result["norms"])
     show(result["linears"])
+    show(result["chain"])
     missed = missed_bars(result)
     result["missed"] = missed
     print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
@@ -247,13 +250,17 @@ def _norm_row(name: str, calls: Sequence[Callable[[], Any]], size: int, copy: fl
     }
 
 
-def linear_speeds() -> Iterator[dict[str, Any]]:
-    """Swin-B's linears in fp16 by the plugin library, tuned as an engine's are, beside PyTorch's."""
+def linear_library() -> ctypes.CDLL | None:
+    """The plugin library, if it can compute linears."""
     path = plugin_library.find_library()
     if path is None or not plugin_library.cublaslt_version(path):
         print("linears are not timed: the plugin library or cuBLASLt is missing (swinopt build-plugins)")
-        return
-    library = ctypes.CDLL(str(path))
+        return None
+    return ctypes.CDLL(str(path))
+
+
+def linear_speeds(library: ctypes.CDLL) -> Iterator[dict[str, Any]]:
+    """Swin-B's linears in fp16 by the plugin library, tuned as an engine's are, beside PyTorch's."""
     for batch, stage in itertools.product((32, 1), range(4)):
         rows, c = batch * (56 >> stage) ** 2, 128 << stage
         for name, (inputs, outputs) in {
@@ -282,6 +289,66 @@ def linear_speeds() -> Iterator[dict[str, Any]]:
             }
             del calls, peers, launches
             torch.cuda.empty_cache()
+
+
+def chain_speeds(library: ctypes.CDLL) -> Iterator[dict[str, Any]]:
+    """All blocks of Swin-B in fp16 as one graph: what an engine is made of, without TensorRT around it."""
+    for batch in (32, 1):
+        chain = [call for stage in range(4) for call in _blocks(batch, stage, library)]
+        for name, kinds in {"all": None, "linears": "linear", "norms": "norm", "attention": "attention"}.items():
+            calls = [call for kind, call in chain if kinds in (None, kind)]
+            median, spread = graph_time([partial(_one_by_one, calls)])
+            yield {
+                "Swin-B's blocks in fp16, one graph": f"{name}, B={batch}",
+                "kernels": len(calls),
+                "us": round(median * 1e6, 1),
+                "spread": f"{spread:.1%}",
+                "us each": round(median * 1e6 / len(calls), 2),
+            }
+        del chain
+        torch.cuda.empty_cache()
+
+
+def _one_by_one(calls: Sequence[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
+
+
+def _blocks(batch: int, stage: int, library: ctypes.CDLL) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each kernel of a stage's blocks with its kind, in order; weights are each block's own."""
+    side, c, heads = 56 >> stage, 128 << stage, 4 << stage
+
+    def empty(features: int) -> torch.Tensor:
+        return torch.zeros(batch, side, side, features, device="cuda", dtype=torch.float16)
+
+    x, y, normed, attended, qkv, hidden = map(empty, (c, c, c, c, 3 * c, 4 * c))
+    x.normal_()
+    rows = x.numel() // c
+
+    def norm(source: torch.Tensor) -> tuple[str, Callable[[], Any]]:
+        affine = [torch.randn(c, device="cuda", dtype=torch.float16) for _ in range(2)]
+        return "norm", partial(truth.launched, "LayerNorm", [source, *affine], [normed], {"epsilon": 1e-5})
+
+    def linear(
+        source: torch.Tensor, target: torch.Tensor, residual: torch.Tensor | None = None, gelu: int = 0
+    ) -> tuple[str, Callable[[], Any]]:
+        inputs, outputs = source.shape[-1], target.shape[-1]
+        _, weight, bias, _ = linears.tensors(1, inputs, outputs, torch.float16)
+        given = (source.view(rows, -1), 0.1 * weight, 0.1 * bias, residual, target, gelu)  # sums stay finite
+        tuned = linears.Call(*given).tune(library)
+        return "linear", partial(_launched, linears.Call(*given, tuned), library)
+
+    for block in range((2, 2, 18, 2)[stage]):
+        shift = 3 * (block % 2) if stage < 3 else 0
+        bias = torch.randn(heads, 49, 49, device="cuda", dtype=torch.float16)
+        attributes = truth.attention_attributes((7, 7), (shift, shift), heads, 32**-0.5)
+        yield norm(x)
+        yield linear(normed, qkv)
+        yield "attention", partial(truth.launched, "WindowAttention", [qkv, bias, None, None], [attended], attributes)
+        yield linear(attended, y, x)
+        yield norm(y)
+        yield linear(normed, hidden, gelu=1)
+        yield linear(hidden, x, y)
 
 
 def _launched(call: linears.Call, library: Any) -> None:

@@ -176,6 +176,7 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         *table(list(found["norms"][0]), [list(row.values()) for row in found["norms"]]),
         "",
         *linears(found["linears"]),
+        *chain(found["chain"]),
     ]
     return "\n".join(lines)
 
@@ -186,6 +187,17 @@ def linears(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "Linears with what follows them (GELU behind fc1, the residual addition behind proj and fc2), tuned as those "
         "of an engine; beside them PyTorch's product with bias, and GELU or addition by themselves.",
+        "",
+        *table(list(rows[0]), [list(row.values()) for row in rows]),
+        "",
+    ]
+
+
+def chain(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "All blocks as one CUDA graph, without TensorRT: what its engines are made of, and what of their time it is.",
         "",
         *table(list(rows[0]), [list(row.values()) for row in rows]),
         "",
