@@ -66,10 +66,10 @@ def load_layer_norm(op: str, params: type[ctypes.Structure], folder: Path) -> ct
     return library
 
 
-def assert_cut_alike(library: ctypes.CDLL, launch: Launch, dtype: int) -> None:
-    """A launch of :func:`load_layer_norm`'s op, in Python and in C++."""
+def assert_cut_alike(library: ctypes.CDLL, launch: Launch, dtype: int, more: str) -> None:
+    """A launch of :func:`load_layer_norm`'s op, in Python and in C++; ``more`` ends the arguments of its templates."""
     there = library.plan(launch.parameters, dtype)
-    shape = f", {there.lanes}, {there.vectors}>" if there.vectors else ">"
+    shape = f", {there.lanes}, {there.vectors}{more}>" if there.vectors else f"{more}>"
     assert launch.kernel.endswith(shape) and ("_any<" in launch.kernel) == (not there.vectors)
     assert (launch.grid, launch.block) == ((there.grid, 1, 1), there.block)
     assert library.unsupported(launch.parameters, dtype, 90) is None
