@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
@@ -73,8 +74,9 @@ def fuse_between_attentions(
 ) -> onnx.ModelProto:
     """The model with a plugin's op for what lies between attentions: linears, norms, the merging of patches; a copy.
 
-    The embedding of patches becomes a linear. Linears and norms are swinopt ops only where a plugin can compute them.
-    A residual addition goes to the linear before it, and where a norm stands between them to the norm.
+    The embedding of patches becomes a linear. Linears and norms are swinopt ops only where a plugin can compute them,
+    and norms only beside a plugin: elsewhere TensorRT fuses them with what is around them. A residual addition goes to
+    the linear before it, and where a norm stands between them to the norm.
 
     Args:
         model: one that swinopt has brought to maps.
@@ -91,10 +93,47 @@ def fuse_between_attentions(
         passes.FuseNorm(),
     )(model if has_gelu else _aged(model))
     without = _without_plugin(model, precision, by_graph, True)
-    if not without:
-        return model
-    kept = tuple(sorted(ops.first_output(node) for node in ops.nodes(model) if ops.first_output(node) not in without))
-    return Pipeline(passes.SpellOutLinear(kept=kept), passes.SpellOutNorm(kept=kept))(model)
+    if without:
+        kept = _all_but(without, model)
+        model = Pipeline(passes.SpellOutLinear(kept=kept), passes.SpellOutNorm(kept=kept))(model)
+    lonely = _norms_beside_no_plugin(model)
+    return Pipeline(passes.SpellOutNorm(kept=_all_but(lonely, model)))(model) if lonely else model
+
+
+def _all_but(outputs: Collection[str], model: onnx.ModelProto) -> tuple[str, ...]:
+    """The swinopt ops but for some, each by its first output."""
+    return tuple(sorted({ops.first_output(node) for node in ops.nodes(model)} - set(outputs)))
+
+
+def _norms_beside_no_plugin(model: onnx.ModelProto) -> set[str]:
+    """The norms that neither read what another plugin makes nor are read by one, each by its output."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    read_by = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            read_by[name].append(node)
+
+    def sources(name: str) -> Iterator[onnx.NodeProto]:
+        if name in made_by:
+            yield from sources(made_by[name].input[0]) if _is_reshape(made_by[name]) else [made_by[name]]
+
+    def readers(name: str) -> Iterator[onnx.NodeProto]:
+        for node in read_by[name]:
+            yield from readers(node.output[0]) if _is_reshape(node) else [node]
+
+    norms = {node.output[0]: node for node in ops.nodes(model) if node.op_type == ops.LAYER_NORM.name}
+    beside = {
+        name: {ops.first_output(n) for n in (*sources(norm.input[0]), *readers(name)) if n.domain == ops.DOMAIN}
+        for name, norm in norms.items()
+    }
+    lonely = set(norms)
+    while joined := {name for name in lonely if beside[name] - lonely}:
+        lonely -= joined
+    return lonely
+
+
+def _is_reshape(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Reshape" and not node.domain
 
 
 def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:

@@ -77,7 +77,7 @@ def build(
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
             Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too,
             in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32. The
-            embedding of patches is one of them, and the norms between them become plugins with them: V1's with the
+            embedding of patches is one of them, and the norms beside them become plugins with them: V1's with the
             merging of patches before it, V2's with the residual addition behind it, all others alone.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, for its sums in
