@@ -167,6 +167,7 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
                 mask = bias_and_mask(bias, side, window, shift)
                 peers.append(partial(torch_attention, qkv, mask, logit_scale, window, shift, heads))
         row = _stage_row(name, str(dtype).removeprefix("torch."), calls, size, copy)
+        row["own copy us"] = round(_copy_seconds(size, len(calls)) * 1e6, 2)
         if peers:
             peer, _ = graph_time(peers)
             row["torch SDPA us"] = round(peer * 1e6, 1)
@@ -186,6 +187,17 @@ def _stage_row(name: str, kind: str, calls: Sequence[Callable[[], Any]], size: i
         "TB/s": round(size / median / 1e12, 2),
         "of copy": round(size / median / 1e12 / copy, 3),
     }
+
+
+def _copy_seconds(size: int, count: int) -> float:
+    """What a copy takes that reads half of ``size`` bytes and writes the other half, one of ``count`` in turn.
+
+    A kernel so short cannot come near the bandwidth of a large copy: starting and ending are a good part of it.
+    """
+    tensors = [torch.randint(255, (size // 2,), dtype=torch.uint8, device="cuda") for _ in range(2 * count)]
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    seconds, _ = graph_time([partial(target.copy_, source) for source, target in pairs])
+    return seconds
 
 
 def bias_and_mask(bias: torch.Tensor, side: int, window: int, shift: int) -> torch.Tensor:
