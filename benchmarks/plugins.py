@@ -169,7 +169,8 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         ),
         "",
         "Speed, input and output bytes counted once, beside the large copy above, and the time of a copy of as many "
-        "bytes; and PyTorch's roll, partition, scaled_dot_product_attention with bias and mask, reverse and roll in fp16.",
+        "bytes; then PyTorch's roll, partition, scaled_dot_product_attention with bias and mask, reverse and roll in "
+        "fp16.",
         "",
         *table(list(found["stages"][0]), [list(row.values()) for row in found["stages"]]),
         "",
