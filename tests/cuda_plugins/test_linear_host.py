@@ -131,6 +131,11 @@ def test_what_cublaslt_refuses_is_not_tuned_for(probe: Callable[..., Facts]) -> 
     assert probe(130000, FAKE_PROPOSALS="0")["tuned"] == 0
 
 
+def test_of_long_products_proposals_alone_are_measured(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_TIMES_AS_LONG="3")
+    assert [found[f"tuned {what}"] for what in ("algorithm", "tile", "cluster", "option")] == [3, 1, 0, 0]
+
+
 def test_what_fails_while_it_is_captured_is_not_taken(probe: Callable[..., Facts]) -> None:
     found = probe(130000, FAKE_TILE_FAILS_IN_CAPTURE="7")
     assert (found["captures open"], found["graphs kept"], found["memory kept"]) == (0, 0, 0)

@@ -6,7 +6,7 @@
 
 struct FakeCalls {
     std::atomic<int> heuristics{0}, matmuls{0}, confused{0};
-    std::atomic<long> clock{0};  // what events tell the time by
+    std::atomic<long> clock{0};  // what events tell the time by, in microseconds
     bool capturing = false;      // whether a stream is captured now
     bool slow = false;           // whether a product takes its time, so that threads meet
     int compute = -1, scale = -1, epilogue = -1, algorithm = -1, tile = -1, cluster = -1, option = -1;

@@ -98,7 +98,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t first, cudaEvent_t last) {
-    *ms = static_cast<float>(*reinterpret_cast<long*>(last) - *reinterpret_cast<long*>(first));
+    *ms = static_cast<float>(*reinterpret_cast<long*>(last) - *reinterpret_cast<long*>(first)) / 1000;
     return cudaSuccess;
 }
 }
