@@ -166,7 +166,7 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
             if dtype == torch.float16 and index < _PEERS:
                 mask = bias_and_mask(bias, side, window, shift)
                 peers.append(partial(torch_attention, qkv, mask, logit_scale, window, shift, heads))
-        row = _stage_row(name, str(dtype).removeprefix("torch."), calls, size, copy)
+        row = {"stage": name, "type": str(dtype).removeprefix("torch."), **_speed(calls, size, copy)}
         row["own copy us"] = round(_copy_seconds(size, len(calls)) * 1e6, 2)
         if peers:
             peer, _ = graph_time(peers)
@@ -177,11 +177,10 @@ def speeds(copy: float) -> Iterator[dict[str, Any]]:
         torch.cuda.empty_cache()
 
 
-def _stage_row(name: str, kind: str, calls: Sequence[Callable[[], Any]], size: int, copy: float) -> dict[str, Any]:
+def _speed(calls: Sequence[Callable[[], Any]], size: int, copy: float) -> dict[str, Any]:
+    """What one of these calls takes, which moves ``size`` bytes, and how much of the copy's bandwidth that is."""
     median, spread = graph_time(calls)
     return {
-        "stage": name,
-        "type": kind,
         "us": round(median * 1e6, 2),
         "spread": f"{spread:.1%}",
         "TB/s": round(size / median / 1e12, 2),
@@ -251,15 +250,7 @@ def norm_speeds(copy: float) -> Iterator[dict[str, Any]]:
 
 
 def _norm_row(name: str, calls: Sequence[Callable[[], Any]], size: int, copy: float) -> dict[str, Any]:
-    median, spread = graph_time(calls)
-    rate = size / median / 1e12
-    return {
-        "kernel (Swin-B, B=32, fp16)": name,
-        "us": round(median * 1e6, 2),
-        "spread": f"{spread:.1%}",
-        "TB/s": round(rate, 2),
-        "of copy": round(rate / copy, 3),
-    }
+    return {"kernel (Swin-B, B=32, fp16)": name, **_speed(calls, size, copy)}
 
 
 def linear_library() -> ctypes.CDLL | None:

@@ -176,33 +176,22 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         "",
         *table(list(found["norms"][0]), [list(row.values()) for row in found["norms"]]),
         "",
-        *linears(found["linears"]),
-        *chain(found["chain"]),
+        *_told(
+            "Linears with what follows them (GELU behind fc1, the residual addition behind proj and fc2), tuned as "
+            "those of an engine; beside them PyTorch's product with bias, and GELU or addition by themselves.",
+            found["linears"],
+        ),
+        *_told(
+            "All blocks as one CUDA graph, without TensorRT: what its engines are made of, and most of their time.",
+            found["chain"],
+        ),
     ]
     return "\n".join(lines)
 
 
-def linears(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    return [
-        "Linears with what follows them (GELU behind fc1, the residual addition behind proj and fc2), tuned as those "
-        "of an engine; beside them PyTorch's product with bias, and GELU or addition by themselves.",
-        "",
-        *table(list(rows[0]), [list(row.values()) for row in rows]),
-        "",
-    ]
-
-
-def chain(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    return [
-        "All blocks as one CUDA graph, without TensorRT: what its engines are made of, and what of their time it is.",
-        "",
-        *table(list(rows[0]), [list(row.values()) for row in rows]),
-        "",
-    ]
+def _told(text: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A table with a text before it; nothing where nothing was measured."""
+    return [text, "", *table(list(rows[0]), [list(row.values()) for row in rows]), ""] if rows else []
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from swinopt.graph import Array
 from swinopt.pipeline import Progress
 
 if TYPE_CHECKING:
-    from swinopt.execution import Bench
+    from swinopt.bench import Bench
 
 BUILDING, MEASURING = "building what is measured", "measuring plugins"
 
@@ -253,10 +253,14 @@ class _Candidate:
     def __init__(self, op: _Op, key: Mapping[str, Any], build: Builder) -> None:
         self.op, self.key = op, key
         self.cached = _read(key) if op.shapes else None
-        self.is_measured = bool(op.shapes) and self.cached is None
         self._builder = build
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its times are still to be found."""
+        return bool(self.op.shapes) and self.cached is None
 
     def build(self, form: Form) -> None:
         """Builds the engine of one form, or notes why it cannot be built."""

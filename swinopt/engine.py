@@ -17,7 +17,8 @@ from swinopt.errors import ModelError, OptionError
 from swinopt.interface import Interface, Shape, Value, text_of
 
 if TYPE_CHECKING:
-    from swinopt.execution import Bench, Execution
+    from swinopt.bench import Bench
+    from swinopt.execution import Execution
     from swinopt.timing import LayerTimes, Timing
 
 
@@ -154,7 +155,7 @@ class Engine:
             OptionError: a shape is not one that the engine takes, or a number is below 1.
             ModelError, MissingDependencyError, SwinoptError: as for :meth:`run`.
         """
-        from swinopt.execution import require_runs
+        from swinopt.bench import require_runs
 
         require_runs(runs, warmup)
         with self.bench(shapes, batch=batch, rotate=rotate, graph=graph) as bench:

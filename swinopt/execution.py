@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from swinopt import arrays, cuda, dlpack, tensorrt_module
+from swinopt.bench import Bench, Work
 from swinopt.errors import ModelError, OptionError, SwinoptError
 from swinopt.interface import Interface, Shape, Value
-from swinopt.timing import LayerTimes, Timing
+from swinopt.timing import LayerTimes
 
 #: TensorRT's names for element types, those of them that a version has, and ours.
 _DTYPES = {
@@ -57,7 +54,7 @@ class Execution:
     def __init__(self, plan: bytes, trt: Any) -> None:
         cuda.require_device("An engine")
         self._trt = trt
-        self._device: int = cuda.call("cudaGetDevice")
+        self._device = cuda.current_device()
         missing = tensorrt_module.register_what_there_is(trt)
         logger = tensorrt_module.logger(trt)
         logger.errors.clear()
@@ -70,7 +67,7 @@ class Execution:
                 f"({tensorrt_module.complaints(trt)}{f'; {missing}' if missing else ''})"
             )
         # For runs by the number of the profile, for benches by an object of their own.
-        self._contexts: dict[object, _Context] = {}
+        self._contexts: dict[object, Context] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -105,7 +102,7 @@ class Execution:
             del self._engine, self._runtime
 
     @contextmanager
-    def _context(self, profile: int) -> Iterator[_Context]:
+    def _context(self, profile: int) -> Iterator[Context]:
         with cuda.on_device(self._device):
             context = self._locked(profile)
             try:
@@ -113,13 +110,13 @@ class Execution:
             finally:
                 context.lock.release()
 
-    def _locked(self, profile: int) -> _Context:
+    def _locked(self, profile: int) -> Context:
         while True:
             with self._lock:
                 if self._closed:
                     raise SwinoptError(_CLOSED)
                 if profile not in self._contexts:
-                    self._contexts[profile] = _Context(self._engine, self._trt, profile)
+                    self._contexts[profile] = Context(self._engine, self._trt, profile)
                 context = self._contexts[profile]
             context.lock.acquire()
             if not context.closed:
@@ -167,7 +164,7 @@ class Execution:
         if view.on_gpu and view.device[1] != self._device:
             raise OptionError(f"input {name!r} lies on GPU {view.device[1]}, and the engine on GPU {self._device}")
 
-    def _on_gpu(self, name: str, view: dlpack.View, context: _Context) -> int:
+    def _on_gpu(self, name: str, view: dlpack.View, context: Context) -> int:
         if view.on_gpu and view.pointer % _ALIGNMENT == 0:
             return view.pointer
         size = arrays.size_of(view.dtype, view.shape)
@@ -187,7 +184,7 @@ class Execution:
                 if self._closed:
                     raise SwinoptError(_CLOSED)
                 # Of its own: what a bench keeps must not be in the way of runs.
-                context = self._contexts[key] = _Context(self._engine, self._trt, profile)
+                context = self._contexts[key] = Context(self._engine, self._trt, profile)
                 context.lock.acquire()
             try:
                 return Bench(context, interface, shapes, rotate, graph, self._device, what, partial(self._give_up, key))
@@ -211,7 +208,7 @@ class Execution:
         """See :meth:`swinopt.engine.Engine.profile`."""
         profile = interface.profile_for(shapes)
         with self._context(profile) as context:
-            work = _Work(context, interface, shapes, 0)
+            work = Work(context, interface, shapes, 0)
             work()
             context.stream.synchronize()
             try:
@@ -224,89 +221,7 @@ class Execution:
         return LayerTimes(dict(sorted(times.items(), key=lambda item: -item[1])), runs)
 
 
-class Bench:
-    """Inferences on random inputs that lie on the GPU already, to be timed as often as one likes.
-
-    Attributes:
-        graph: whether CUDA graphs are launched.
-    """
-
-    def __init__(
-        self,
-        context: _Context,
-        interface: Interface,
-        shapes: Mapping[str, Shape],
-        rotate: int,
-        graph: bool,
-        device: int,
-        what: str,
-        close: Callable[[], None],
-    ) -> None:
-        self._context, self._shapes, self._rotate, self._what = context, dict(shapes), rotate, what
-        self._device, self._close = device, close
-        # The context keeps them, and frees them: graphs know addresses, and hold no memory.
-        works = context.works = [_Work(context, interface, shapes, seed) for seed in range(rotate)]
-        for work in works:
-            work()
-        context.stream.synchronize()
-        graphs = _recorded(context, works) if graph else []
-        self.graph = bool(graphs)
-        self._launches: list[Callable[[], None]] = [partial(g.launch, context.stream) for g in graphs] or list(works)
-
-    def time(self, *, runs: int = 200, warmup: int = 20) -> Timing:
-        """How long one inference takes.
-
-        Args:
-            runs: how many are timed, each by itself with events.
-            warmup: how many are made before.
-
-        Raises:
-            OptionError: a number is too small.
-            SwinoptError: the engine has been closed, or the GPU failed.
-        """
-        require_runs(runs, warmup)
-        context = self._context
-        with cuda.on_device(self._device), context.lock:
-            if context.closed:
-                raise SwinoptError("the engine, or what was to be timed of it, has been closed")
-            for index in range(warmup):
-                self._launches[index % self._rotate]()
-            marks = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
-            for index, (start, end) in enumerate(marks):
-                start.record(context.stream)
-                self._launches[index % self._rotate]()
-                end.record(context.stream)
-            # Only now: a host that waits for each run would put its own delay into the next one.
-            context.stream.synchronize()
-            samples = tuple(end.milliseconds_since(start) for start, end in marks)
-            gpu = cuda.device_name()
-        return Timing(samples, self._shapes, self.graph, self._rotate, gpu, self._what)
-
-    def close(self) -> None:
-        """Gives back what it holds on the GPU, after a measurement that has begun; once is enough."""
-        self._close()
-        self._launches.clear()
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def require_runs(runs: int, warmup: int) -> None:
-    """Refuses numbers of runs that nothing can be measured with.
-
-    Raises:
-        OptionError: a number is too small.
-    """
-    if runs < 1 or warmup < 0:
-        raise OptionError(f"runs is at least 1 and warmup at least 0, and {runs} and {warmup} were given")
-
-
-class _Context:
+class Context:
     """A TensorRT execution context with the stream that it runs in and the buffers that it keeps."""
 
     def __init__(self, engine: Any, trt: Any, profile: int) -> None:
@@ -315,7 +230,7 @@ class _Context:
         self.stream = cuda.Stream()
         self._trt = trt
         self._buffers: dict[str, cuda.Memory] = {}
-        self.works: list[_Work] = []
+        self.works: list[Work] = []
         self._context = engine.create_execution_context()
         if self._context is None:
             raise SwinoptError(f"TensorRT cannot make an execution context: {tensorrt_module.complaints(trt)}")
@@ -331,13 +246,16 @@ class _Context:
         return self._buffers[name]
 
     def set_input(self, name: str, shape: Shape, address: int) -> None:
+        """Says where an input lies, and how large it is."""
         self._require(self._context.set_input_shape(name, shape), f"take {name} of shape {list(shape)}")
         self._require(self._context.set_tensor_address(name, address), f"take an address for {name}")
 
     def set_output(self, name: str, address: int) -> None:
+        """Says where an output goes."""
         self._require(self._context.set_tensor_address(name, address), f"take an address for {name}")
 
     def output_shape(self, name: str) -> Shape:
+        """The shape of an output for the inputs that were set."""
         shape = _shape(self._context, name)
         if any(size < 0 for size in shape):
             raise SwinoptError(
@@ -346,6 +264,7 @@ class _Context:
         return shape
 
     def enqueue(self) -> None:
+        """Puts an inference into the stream."""
         self._require(self._context.execute_async_v3(self.stream.address), "run the engine")
 
     def measure_layers(self, work: Callable[[], None], runs: int) -> dict[str, float]:
@@ -369,6 +288,7 @@ class _Context:
         return {name: ms / runs for name, ms in times.items()}
 
     def close(self) -> None:
+        """Gives back all that it has on the GPU."""
         self.closed = True
         self._context = None
         for work in self.works:
@@ -382,55 +302,6 @@ class _Context:
     def _require(self, done: bool, what: str) -> None:
         if not done:
             raise SwinoptError(f"TensorRT did not {what}: {tensorrt_module.complaints(self._trt)}")
-
-
-class _Work:
-    """One inference on random inputs that lie on the GPU already."""
-
-    def __init__(self, context: _Context, interface: Interface, shapes: Mapping[str, Shape], seed: int) -> None:
-        self._context = context
-        self._inputs: dict[str, tuple[Shape, cuda.Memory]] = {}
-        rng = np.random.default_rng(seed)
-        for name, shape in shapes.items():
-            # A million numbers over and over: times do not hang on more of them, and they are slow to make.
-            some = arrays.random(rng, interface.inputs[name].dtype, (min(math.prod(shape), 1 << 20),))
-            array = np.resize(some, shape)
-            memory = cuda.Memory(array.nbytes)
-            context.stream.upload(memory.handle, array.ctypes.data, array.nbytes)
-            context.stream.synchronize()
-            self._inputs[name] = (shape, memory)
-            context.set_input(name, shape, memory.handle)
-        self._outputs = {
-            name: cuda.Memory(arrays.size_of(value.dtype, context.output_shape(name)))
-            for name, value in interface.outputs.items()
-        }
-
-    def close(self) -> None:
-        for memory in (*(memory for _, memory in self._inputs.values()), *self._outputs.values()):
-            memory.close()
-
-    def __call__(self) -> None:
-        for name, (shape, memory) in self._inputs.items():
-            self._context.set_input(name, shape, memory.handle)
-        for name, memory in self._outputs.items():
-            self._context.set_output(name, memory.handle)
-        self._context.enqueue()
-
-
-def _recorded(context: _Context, works: list[_Work]) -> list[cuda.Graph]:
-    """The works as CUDA graphs; none if the engine cannot be captured."""
-    graphs: list[cuda.Graph] = []
-    for work in works:
-        # What changed since the last run is settled in a run of its own, which must not be part of the graph.
-        work()
-        context.stream.synchronize()
-        try:
-            graphs.append(cuda.Graph(context.stream, context.enqueue))
-        except SwinoptError:
-            for graph in graphs:
-                graph.close()
-            return []
-    return graphs
 
 
 def _shape(source: Any, name: str) -> Shape:

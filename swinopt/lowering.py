@@ -146,12 +146,12 @@ def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, line
     is_decided = by_graph and precision in weight_precisions(model)
 
     def has_none(node: onnx.NodeProto) -> bool:
-        read = [weights[name] for name in node.input[1:3] if name in weights]
-        if node.op_type == ops.LINEAR.name:
-            if not linears or precision not in NARROW or (is_decided and any(map(_is_float32, read))):
-                return True
-        elif node.op_type != ops.LAYER_NORM.name:
+        if node.op_type not in (ops.LINEAR.name, ops.LAYER_NORM.name):
             return False
+        read = [weights[name] for name in node.input[1:3] if name in weights]
+        in_float32 = not linears or precision not in NARROW or (is_decided and any(map(_is_float32, read)))
+        if node.op_type == ops.LINEAR.name and in_float32:
+            return True
         return precision in NARROW and not all(fits(weight, precision) for weight in read)
 
     return {ops.first_output(node) for node in ops.nodes(model) if has_none(node)}

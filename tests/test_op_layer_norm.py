@@ -16,13 +16,9 @@ from swinopt.cuda_plugins.add_layer_norm.reference import add_layer_norm
 from swinopt.cuda_plugins.layer_norm.reference import layer_norm
 from swinopt.cuda_plugins.patch_merging.reference import patch_merging
 from swinopt.errors import ModelError
-from tests import graphs
-
-ort = pytest.importorskip("onnxruntime")
+from tests import graphs, ort
 
 Array = npt.NDArray[Any]
-ORT_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
-needs_overloads = pytest.mark.skipif(ORT_VERSION < (1, 27), reason="ONNX Runtime < 1.27 ignores function overloads")
 RANKS = {"PatchMerging": (4, 1, 1), "AddLayerNorm": (3, 3, 1, 1), "LayerNorm": (3, 1, 1, 3)}
 
 
@@ -113,7 +109,7 @@ def test_layer_norm_alone_has_the_same_epsilon(residual: bool) -> None:
     assert ("Add" in {node.op_type for node in inlined.graph.node}) == residual
 
 
-@needs_overloads
+@ort.needs_overloads
 def test_norms_with_and_without_a_residual_in_one_model_are_overloads() -> None:
     inputs = norm_inputs(True)
     model = both_norms()

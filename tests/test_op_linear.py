@@ -14,14 +14,10 @@ from onnx import TensorProto, helper
 
 from swinopt import ops
 from swinopt.errors import ModelError
-from tests import graphs
+from tests import graphs, ort
 from tests.graphs import session_with_bodies
 
-ort = pytest.importorskip("onnxruntime")
-
 Array = npt.NDArray[Any]
-ORT_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
-needs_overloads = pytest.mark.skipif(ORT_VERSION < (1, 27), reason="ONNX Runtime < 1.27 ignores function overloads")
 NAMES = ("x", "weight", "bias", "residual")
 K, N = 8, 16
 #: What a node says, and whether it has a residual, by the name of the variant.
@@ -132,8 +128,7 @@ def test_one_session_takes_any_batch_and_size(kind: str) -> None:
 @pytest.mark.parametrize("opset", [17, 18, 20, 21, 23])
 @pytest.mark.parametrize("kind", KINDS)
 def test_body_is_of_the_opset_of_the_model(kind: str, opset: int) -> None:
-    if opset > 20 and ORT_VERSION < (1, 23):
-        pytest.skip(f"ONNX Runtime {ort.__version__} may not know opset {opset}")
+    ort.require_opset(opset)
     inputs = tensors(kind)
     np.testing.assert_allclose(run(kind, inputs, opset=opset), truth(kind, inputs), rtol=1e-5, atol=1e-5)
 
@@ -184,7 +179,7 @@ MIXTURES = [
 ]
 
 
-@needs_overloads
+@ort.needs_overloads
 @pytest.mark.parametrize("kinds", MIXTURES, ids=" and ".join)
 def test_nodes_of_several_kinds_in_one_model_are_overloads(kinds: tuple[str, ...]) -> None:
     calls = calls_of(*kinds)

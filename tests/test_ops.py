@@ -14,13 +14,10 @@ from onnx import TensorProto, helper
 from swinopt import ops
 from swinopt.cuda_plugins.window_attention.reference import window_attention
 from swinopt.errors import ModelError
+from tests import ort
 from tests.graphs import session_with_bodies
 
-ort = pytest.importorskip("onnxruntime")
-
 Array = npt.NDArray[Any]
-ORT_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
-needs_overloads = pytest.mark.skipif(ORT_VERSION < (1, 27), reason="ONNX Runtime < 1.27 ignores function overloads")
 HEADS, HEAD_DIM = 2, 4
 CHANNELS = HEADS * HEAD_DIM
 
@@ -191,8 +188,7 @@ def test_bfloat16() -> None:
 
 @pytest.mark.parametrize("opset", [17, 18, 20, 21, 23])
 def test_body_is_of_the_opset_of_the_model(opset: int) -> None:
-    if opset > 20 and ORT_VERSION < (1, 23):
-        pytest.skip(f"ONNX Runtime {ort.__version__} may not know opset {opset}")
+    ort.require_opset(opset)
     inputs, attrs = tensors((5, 6), (3, 3), cosine=True, padded=True), attributes((3, 3), (1, 1))
     (output,) = run({"": (inputs, attrs)}, opset=opset)
     np.testing.assert_allclose(output, truth(inputs, attrs), rtol=1e-5, atol=1e-5)
@@ -236,7 +232,7 @@ def test_nodes_with_and_without_pad_share_one_body() -> None:
     assert np.isnan(session.run(["fits_out"], misfit)[0]).any()
 
 
-@needs_overloads
+@ort.needs_overloads
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("v1_first", [False, True])
 def test_v1_and_v2_in_one_model_are_overloads(padded: bool, v1_first: bool) -> None:

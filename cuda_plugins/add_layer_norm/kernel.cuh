@@ -23,10 +23,7 @@ template <class T, int kLanes, int kVectors>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) add_layer_norm(AddLayerNormParams const p) {
     using Row = RowInRegisters<T, kLanes, kVectors>;
     long long const number = row_of_thread<kLanes>();
-    Row row;
-    row.lane = threadIdx.x % kLanes;
-    row.count = p.channels / Row::kWidth;
-    row.exists = number < p.rows;
+    Row row(number, p.rows, p.channels);
     long long const start = (row.exists ? number : p.rows - 1) * p.channels;
 
 #pragma unroll

@@ -60,6 +60,10 @@ struct RowInRegisters {
     int count;    // vectors of the row
     bool exists;  // whether the row is to be written; else it stands in for one beyond the last
 
+    // Of row `number` of so many, each of `features` elements.
+    __device__ __forceinline__ RowInRegisters(long long number, long long rows, int features)
+        : lane(threadIdx.x % kLanes), count(features / kWidth), exists(number < rows) {}
+
     __device__ __forceinline__ bool has(int i) const { return lane + i * kLanes < count; }
 
     // The first channel of vector i.

@@ -20,10 +20,7 @@ template <class T, int kLanes, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) layer_norm(LayerNormParams const p) {
     using Row = RowInRegisters<T, kLanes, kVectors>;
     long long const number = row_of_thread<kLanes>();
-    Row row;
-    row.lane = threadIdx.x % kLanes;
-    row.count = p.channels / Row::kWidth;
-    row.exists = number < p.rows;
+    Row row(number, p.rows, p.channels);
     long long const start = (row.exists ? number : p.rows - 1) * p.channels;
 
     uint4 residual[kResidual ? kVectors : 1];  // as it lies in memory: in float it could take twice the registers

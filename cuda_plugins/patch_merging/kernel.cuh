@@ -62,10 +62,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) patch_mer
     unsigned const tokens = merged_tokens(p);
     long long const number = row_of_thread<kLanes>();
     int const features = 4 * p.channels;
-    Row row;
-    row.lane = threadIdx.x % kLanes;
-    row.count = features / Row::kWidth;
-    row.exists = number < tokens;
+    Row row(number, tokens, features);
     unsigned const token = row.exists ? static_cast<unsigned>(number) : tokens - 1;
     Neighbours<T> const neighbours(p, token);
 

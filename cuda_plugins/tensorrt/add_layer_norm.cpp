@@ -11,12 +11,6 @@ enum { kEpsilon };
 enum { kA, kB, kGamma, kBeta };
 enum { kSum, kNormalized };
 
-std::string check_values(Values const& values) {
-    return values[kEpsilon].number >= 0 ? "" : "epsilon is " + std::to_string(values[kEpsilon].number);
-}
-
-int rank(Values const&) { return 0; }
-
 Extent extent(int axis, int) { return {kA, axis, 1, 1}; }
 
 std::string check_shapes(Values const&, Call const& call) {
@@ -49,12 +43,12 @@ AddLayerNormParams params_of(Values const& values, Call const& call) {
 Op const& add_layer_norm_op() {
     static Op const op{
         "AddLayerNorm",
-        {{"epsilon", Kind::kFloat, false, 1e-5f}},
+        epsilon_alone(),
         {"a", "b", "gamma", "beta"},
         4,
         2,
-        check_values,
-        rank,
+        check_epsilon,
+        any_rank,
         extent,
         check_shapes,
         unsupported<params_of, add_layer_norm_unsupported>,

@@ -10,12 +10,6 @@ namespace {
 enum { kEpsilon };
 enum { kX, kGamma, kBeta, kResidual };
 
-std::string check_values(Values const& values) {
-    return values[kEpsilon].number >= 0 ? "" : "epsilon is " + std::to_string(values[kEpsilon].number);
-}
-
-int rank(Values const&) { return 0; }
-
 Extent extent(int axis, int) { return {kX, axis, 1, 1}; }
 
 std::string check_shapes(Values const&, Call const& call) {
@@ -47,12 +41,12 @@ LayerNormParams params_of(Values const& values, Call const& call) {
 Op const& layer_norm_op() {
     static Op const op{
         "LayerNorm",
-        {{"epsilon", Kind::kFloat, false, 1e-5f}},
+        epsilon_alone(),
         {"x", "gamma", "beta", "residual"},
         3,
         1,
-        check_values,
-        rank,
+        check_epsilon,
+        any_rank,
         extent,
         check_shapes,
         unsupported<params_of, layer_norm_unsupported>,

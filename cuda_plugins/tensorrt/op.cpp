@@ -10,6 +10,12 @@ std::vector<Op const*> const& all_ops() {
     return ops;
 }
 
+std::vector<Attribute> epsilon_alone() { return {{"epsilon", Kind::kFloat, false, 1e-5f}}; }
+
+std::string check_epsilon(Values const& values) {
+    return values[0].number >= 0 ? "" : "epsilon is " + std::to_string(values[0].number);
+}
+
 char const* name_of(DType dtype) {
     switch (dtype) {
         case DType::kFloat16: return "float16";

@@ -100,6 +100,13 @@ cudaError_t launch(Values const& values, Call const& call, Device const& device,
     return kLaunch(kParamsOf(values, call), call.dtype, device, stream);
 }
 
+// Op::rank of ops for any number of axes.
+inline int any_rank(Values const&) { return 0; }
+
+// Op::attributes of the ops with a LayerNorm in them, and Op::check_values for these.
+std::vector<Attribute> epsilon_alone();
+std::string check_epsilon(Values const& values);
+
 Op const& window_attention_op();
 Op const& patch_merging_op();
 Op const& add_layer_norm_op();

@@ -8,10 +8,6 @@ namespace {
 enum { kEpsilon };
 enum { kX, kGamma, kBeta };
 
-std::string check_values(Values const& values) {
-    return values[kEpsilon].number >= 0 ? "" : "epsilon is " + std::to_string(values[kEpsilon].number);
-}
-
 int rank(Values const&) { return 4; }
 
 Extent extent(int axis, int) {
@@ -44,11 +40,11 @@ PatchMergingParams params_of(Values const& values, Call const& call) {
 Op const& patch_merging_op() {
     static Op const op{
         "PatchMerging",
-        {{"epsilon", Kind::kFloat, false, 1e-5f}},
+        epsilon_alone(),
         {"x", "gamma", "beta"},
         3,
         1,
-        check_values,
+        check_epsilon,
         rank,
         extent,
         check_shapes,

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from swinopt.cuda_plugins.add_layer_norm import reference as add_layer_norm
+from swinopt.cuda_plugins.layer_norm import reference as layer_norm
+from swinopt.cuda_plugins.patch_merging import reference as patch_merging
+from swinopt.cuda_plugins.window_attention import reference as window_attention
+
 torch = pytest.importorskip("torch")
 
-from swinopt.cuda_plugins.add_layer_norm import reference as add_layer_norm  # noqa: E402 - they need no torch, truth does
-from swinopt.cuda_plugins.layer_norm import reference as layer_norm  # noqa: E402
-from swinopt.cuda_plugins.patch_merging import reference as patch_merging  # noqa: E402
-from swinopt.cuda_plugins.window_attention import reference as window_attention  # noqa: E402
-from tests.cuda_plugins import truth  # noqa: E402
+from tests.cuda_plugins import truth  # noqa: E402 - needs torch
 
 
 def numbers(*shape: int) -> Any:
