@@ -21,11 +21,13 @@ namespace swinopt {
 // multiple of 16 bytes.
 template <class T, int kLanes, int kVectors>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) add_layer_norm(AddLayerNormParams const p) {
+    let_next_kernel_in();
     using Row = RowInRegisters<T, kLanes, kVectors>;
     long long const number = row_of_thread<kLanes>();
     Row row(number, p.rows, p.channels);
     long long const start = (row.exists ? number : p.rows - 1) * p.channels;
 
+    wait_for_kernels_before();
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
         float b[Row::kWidth];
@@ -42,8 +44,10 @@ __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) add_layer
 // Rows of any length at any address that T may have; a warp each.
 template <class T>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) add_layer_norm_any(AddLayerNormParams const p) {
+    let_next_kernel_in();
     long long const number = row_of_thread<32>();
     if (number >= p.rows) return;
+    wait_for_kernels_before();
     long long const start = number * p.channels;
     T const* const a = static_cast<T const*>(p.a) + start;
     T const* const b = static_cast<T const*>(p.b) + start;

@@ -21,7 +21,7 @@ struct Kernels {
 cudaError_t add_layer_norm(AddLayerNormParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
     bool const placed = are_aligned({p.a, p.b, p.gamma, p.beta, p.sum, p.normalized}, size_of(dtype));
     if (!placed || add_layer_norm_unsupported(p, dtype, device)) return cudaErrorInvalidValue;
-    return launch_layer_norm<Kernels>(add_layer_norm_plan(p, dtype), p, dtype, stream);
+    return launch_layer_norm<Kernels>(add_layer_norm_plan(p, dtype), p, dtype, device, stream);
 }
 
 }  // namespace swinopt

@@ -33,8 +33,13 @@ struct alignas(16) Vector {
     T elements[kWidth];
 };
 
-// For what no kernel in flight writes: the load may be served by the read-only cache and moved past any store.
-__device__ __forceinline__ uint4 load_16_bytes(void const* from) { return __ldg(static_cast<uint4 const*>(from)); }
+__device__ __forceinline__ uint4 load_16_bytes(void const* from) { return *static_cast<uint4 const*>(from); }
+
+// For what no kernel in flight writes: the load may be served by the read-only cache and moved past any store. The
+// kernel before this one can be in flight (overlap.cuh).
+__device__ __forceinline__ uint4 load_16_constant_bytes(void const* from) {
+    return __ldg(static_cast<uint4 const*>(from));
+}
 
 template <class T>
 __device__ __forceinline__ void unpack(uint4 bits, float (&to)[Vector<T>::kWidth]) {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "dtypes.cuh"
+#include "overlap.cuh"
 
 namespace swinopt {
 
@@ -102,8 +103,8 @@ struct RowInRegisters {
 #pragma unroll
         for (int i = 0; i < kVectors; ++i) {
             float g[kWidth], b[kWidth];
-            unpack<T>(load_16_bytes(gamma + channel(i)), g);
-            unpack<T>(load_16_bytes(beta + channel(i)), b);
+            unpack<T>(load_16_constant_bytes(gamma + channel(i)), g);
+            unpack<T>(load_16_constant_bytes(beta + channel(i)), b);
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) values[i][j] = values[i][j] * scale * g[j] + b[j];
         }

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "launch_kernel.cuh"
 #include "layer_norm.cuh"
 #include "layer_norm_plan.h"
 #include "types.h"
@@ -23,7 +24,8 @@ auto layer_norm_kernel(LayerNormPlan const& plan, std::index_sequence<kIndices..
 
 // Enqueues the plan's kernel.
 template <template <class> class Kernels, class Params>
-cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params params, DType dtype, cudaStream_t stream) {
+cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params const& params, DType dtype, Device const& device,
+                              cudaStream_t stream) {
     constexpr std::make_index_sequence<sizeof(kLayerNormShapes) / sizeof(kLayerNormShapes[0])> shapes{};
     void (*kernel)(Params) = nullptr;
     switch (dtype) {
@@ -31,9 +33,7 @@ cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params params, DType dt
         case DType::kFloat16: kernel = layer_norm_kernel<Kernels<__half>>(plan, shapes); break;
         case DType::kBFloat16: kernel = layer_norm_kernel<Kernels<__nv_bfloat16>>(plan, shapes); break;
     }
-    void* arguments[] = {&params};
-    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(plan.grid), dim3(plan.block), arguments, 0,
-                            stream);
+    return launch_kernel(kernel, params, plan.grid, plan.block, 0, device, stream);
 }
 
 }  // namespace swinopt

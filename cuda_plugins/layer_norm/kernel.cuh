@@ -18,11 +18,13 @@ namespace swinopt {
 // multiple of 16 bytes.
 template <class T, int kLanes, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) layer_norm(LayerNormParams const p) {
+    let_next_kernel_in();
     using Row = RowInRegisters<T, kLanes, kVectors>;
     long long const number = row_of_thread<kLanes>();
     Row row(number, p.rows, p.channels);
     long long const start = (row.exists ? number : p.rows - 1) * p.channels;
 
+    wait_for_kernels_before();
     uint4 residual[kResidual ? kVectors : 1];  // as it lies in memory: in float it could take twice the registers
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -46,8 +48,10 @@ __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) layer_nor
 // Rows of any length at any address that T may have; a warp each.
 template <class T, bool kResidual>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) layer_norm_any(LayerNormParams const p) {
+    let_next_kernel_in();
     long long const number = row_of_thread<32>();
     if (number >= p.rows) return;
+    wait_for_kernels_before();
     long long const start = number * p.channels;
     T const* const x = static_cast<T const*>(p.x) + start;
     T* const output = static_cast<T*>(p.output) + start;

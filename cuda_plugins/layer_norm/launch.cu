@@ -25,8 +25,8 @@ cudaError_t layer_norm(LayerNormParams const& p, DType dtype, Device const& devi
     bool const placed = are_aligned({p.x, p.gamma, p.beta, p.residual, p.output}, size_of(dtype));
     if (!placed || layer_norm_unsupported(p, dtype, device)) return cudaErrorInvalidValue;
     LayerNormPlan const plan = layer_norm_plan(p, dtype);
-    return p.residual ? launch_layer_norm<Kernels<true>::Of>(plan, p, dtype, stream)
-                      : launch_layer_norm<Kernels<false>::Of>(plan, p, dtype, stream);
+    return p.residual ? launch_layer_norm<Kernels<true>::Of>(plan, p, dtype, device, stream)
+                      : launch_layer_norm<Kernels<false>::Of>(plan, p, dtype, device, stream);
 }
 
 }  // namespace swinopt

@@ -58,6 +58,7 @@ struct Neighbours {
 // a multiple of 16 bytes.
 template <class T, int kLanes, int kVectors>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) patch_merging(PatchMergingParams const p) {
+    let_next_kernel_in();
     using Row = RowInRegisters<T, kLanes, kVectors>;
     unsigned const tokens = merged_tokens(p);
     long long const number = row_of_thread<kLanes>();
@@ -66,6 +67,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) patch_mer
     unsigned const token = row.exists ? static_cast<unsigned>(number) : tokens - 1;
     Neighbours<T> const neighbours(p, token);
 
+    wait_for_kernels_before();
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
         int const f = row.channel(i);
@@ -80,9 +82,11 @@ __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) patch_mer
 // Any number of channels at any address that T may have; a warp each.
 template <class T>
 __global__ void __launch_bounds__(kLayerNormThreads, kLayerNormBlocks) patch_merging_any(PatchMergingParams const p) {
+    let_next_kernel_in();
     unsigned const tokens = merged_tokens(p);
     long long const token = row_of_thread<32>();
     if (token >= tokens) return;
+    wait_for_kernels_before();
     int const features = 4 * p.channels;
     T* const output = static_cast<T*>(p.output) + token * features;
     Neighbours<T> const neighbours(p, static_cast<unsigned>(token));

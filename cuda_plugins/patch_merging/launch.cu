@@ -21,7 +21,7 @@ struct Kernels {
 cudaError_t patch_merging(PatchMergingParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
     bool const placed = are_aligned({p.x, p.gamma, p.beta, p.output}, size_of(dtype));
     if (!placed || patch_merging_unsupported(p, dtype, device)) return cudaErrorInvalidValue;
-    return launch_layer_norm<Kernels>(patch_merging_plan(p, dtype), p, dtype, stream);
+    return launch_layer_norm<Kernels>(patch_merging_plan(p, dtype), p, dtype, device, stream);
 }
 
 }  // namespace swinopt

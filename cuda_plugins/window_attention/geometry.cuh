@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/arithmetic.cuh"
+#include "../common/overlap.cuh"
 #include "params.h"
 
 namespace swinopt {

@@ -1,5 +1,7 @@
-#include "kernel.cuh"
 #include "launch.h"
+
+#include "../common/launch_kernel.cuh"
+#include "kernel.cuh"
 
 namespace swinopt {
 namespace {
@@ -100,9 +102,7 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
         if (status != cudaSuccess) return status;
     }
-    void* arguments[] = {&params};
-    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(plan.blocks), dim3(plan.threads), arguments,
-                            plan.shared_bytes, stream);
+    return launch_kernel(kernel, params, plan.blocks, plan.threads, plan.shared_bytes, device, stream);
 }
 
 }  // namespace swinopt

@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
     constexpr unsigned kAll = 0xffffffffu;
     extern __shared__ __align__(16) unsigned char shared[];
     SingleStorage<kDim>& memory = *reinterpret_cast<SingleStorage<kDim>*>(shared);
+    let_next_kernel_in();
 
     int const n = tokens_of_window(p), tiles = (n + kSingleTile - 1) / kSingleTile, channels = p.num_heads * p.head_dim;
     int const head = blockIdx.x % p.num_heads, row_tile = blockIdx.x / p.num_heads % tiles;
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
         return 1 / fmaxf(sqrtf(sum), 1e-12f);
     };
 
+    wait_for_kernels_before();
     load_rows(memory.q, slot_at(p, window, coordinates, kSingleTile * row_tile + static_cast<int>(threadIdx.x) / 4), 0);
     float factor = p.scale;
     if (kCosine) {

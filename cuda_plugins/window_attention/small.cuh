@@ -327,6 +327,7 @@ __global__ void __launch_bounds__(32 * most_warps(kTiles, kRowTiles), 1)
     window_attention_small(WindowAttentionParams const p) {
     using Work = SmallWindow<T, kTiles, kRowTiles, kCosine>;
     extern __shared__ __align__(16) unsigned char shared[];
+    let_next_kernel_in();
     // The shuffle tells the compiler that all threads of a warp have one number.
     int const warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), head_groups = p.num_heads / p.heads_per_block;
     int const first_head = blockIdx.x % head_groups * p.heads_per_block;
@@ -343,6 +344,7 @@ __global__ void __launch_bounds__(32 * most_warps(kTiles, kRowTiles), 1)
     float* const bias = all_bias + own_head * head_floats;
     unsigned char* const stages = reinterpret_cast<unsigned char*>(all_bias + p.heads_per_block * head_floats);
     Work work(p, head, row_group, stages + warp * Work::kStageBytes);
+    wait_for_kernels_before();
     // As many rows under way as a warp has to bring, where registers allow it: what is asked for here comes at once, and
     // behind the first windows it would have to queue.
     int const first_row = 16 * kRowTiles * row_group;

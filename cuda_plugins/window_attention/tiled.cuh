@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(2 * kTiledRows, (tiled_blocks<T, kDim>()))
     extern __shared__ __align__(16) unsigned char shared[];
     Storage& memory = *reinterpret_cast<Storage*>(shared);
     int* const slots = reinterpret_cast<int*>(shared + sizeof(Storage));
+    let_next_kernel_in();
 
     int const n = tokens_of_window(p), tiles = (n + kKeys - 1) / kKeys;
     int const head = blockIdx.x % p.num_heads, row_group = blockIdx.x / p.num_heads % p.row_groups;
@@ -148,6 +149,7 @@ __global__ void __launch_bounds__(2 * kTiledRows, (tiled_blocks<T, kDim>()))
     }
     __syncthreads();
     Work const work(p, slots, window.batch, head);
+    wait_for_kernels_before();
     work.copy_queries(memory, first_row);
     work.copy_tile(memory, 0, 0);
 

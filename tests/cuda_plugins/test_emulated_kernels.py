@@ -43,6 +43,7 @@ SHARED_MEMORY = """
 #include "cuda_runtime_api.h"
 namespace swinopt { __align__(16) unsigned char shared[emulation::kSharedBytes]; }
 unsigned char* emulation::shared_memory() { return swinopt::shared; }
+extern "C" void write_late(void* at, std::size_t bytes) { emulation::write_late(at, bytes); }
 """
 
 
@@ -124,6 +125,10 @@ def launched(
     launch = cuda_plugins.plan(op_type, described[: len(inputs)], described[len(inputs) :], attributes, device)
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
     dtype = TYPES[outputs[0].dtype]
+    # A kernel may begin before the ones that write its inputs have ended.
+    for tensor in inputs:
+        if tensor is not None:
+            emulated.write_late(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes))
     status = getattr(emulated, cuda_plugins.FOLDERS[op_type])(ctypes.byref(launch.parameters), dtype, *sizes, int(lazy))
     assert status == 0
 

@@ -39,10 +39,6 @@ struct __attribute__((aligned(8))) float2 {
 struct __attribute__((aligned(16))) float4 {
     float x, y, z, w;
 };
-struct dim3 {
-    unsigned x;
-    explicit dim3(unsigned size) : x(size) {}
-};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -108,6 +104,24 @@ inline Thread& thread() { return block->threads[static_cast<std::size_t>(block->
 inline Warp& warp() { return block->warps[static_cast<std::size_t>(block->current / kLanes)]; }
 inline int lane() { return block->current % kLanes; }
 inline Index thread_index() { return {thread().id}; }
+
+// What kernels before write while this one has already begun: ones, until a thread waits for them.
+struct Late {
+    unsigned char* at;
+    std::vector<unsigned char> bytes;
+};
+inline std::vector<Late> late;
+
+inline void write_late(void* at, std::size_t count) {
+    auto* const bytes = static_cast<unsigned char*>(at);
+    late.push_back({bytes, {bytes, bytes + count}});
+    std::memset(bytes, 0xff, count);
+}
+
+inline void end_kernels_before() {
+    for (Late const& one : late) std::memcpy(one.at, one.bytes.data(), one.bytes.size());
+    late.clear();
+}
 
 [[noreturn]] inline void fail(char const* why) {
     std::fprintf(stderr, "emulation: %s (block %d, thread %d)\n", why, block_index.x, block ? block->current : -1);
@@ -212,12 +226,6 @@ inline void launch(void const* kernel, int blocks, int threads, std::size_t shar
 }
 
 }  // namespace emulation
-
-inline cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
-                                    cudaStream_t) {
-    emulation::launch(kernel, static_cast<int>(grid.x), static_cast<int>(block.x), shared_bytes, arguments);
-    return cudaSuccess;
-}
 
 #define threadIdx (emulation::thread_index())
 #define blockIdx (emulation::block_index)

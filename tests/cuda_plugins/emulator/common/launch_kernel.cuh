@@ -1,0 +1,21 @@
+// In place of a launch on a GPU: one that the emulation runs.
+#pragma once
+
+#include <cstddef>
+
+#include <cuda_runtime_api.h>
+
+#include "types.h"
+
+namespace swinopt {
+
+template <class Params>
+cudaError_t launch_kernel(void (*kernel)(Params), Params params, unsigned blocks, unsigned threads,
+                          std::size_t shared_bytes, Device const&, cudaStream_t) {
+    void* arguments[] = {&params};
+    emulation::launch(reinterpret_cast<void const*>(kernel), static_cast<int>(blocks), static_cast<int>(threads),
+                      shared_bytes, arguments);
+    return cudaSuccess;
+}
+
+}  // namespace swinopt
