@@ -1,9 +1,10 @@
-// y = act(x W + b) + r as one matrix product of cuBLASLt, with all that follows in its epilogue.
+// y = act(x W + b) + r as one matrix product with all that follows in its epilogue: cuBLASLt's, or one of our own.
 #include "launch.h"
 
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -17,14 +18,18 @@ struct Prepared {
     std::vector<Lt::Algorithm> algorithms;  // one, or none
 };
 
+std::optional<Tuned> tuned_of(LinearParams const& p) {
+    Tuned tuned;
+    if (!p.tuned || p.tuned_bytes != sizeof tuned) return std::nullopt;
+    std::memcpy(&tuned, p.tuned, sizeof tuned);
+    return tuned;
+}
+
 Prepared prepared(LinearParams const& p, DType dtype, int device) {
     Product product(p, dtype, device);
-    Tuned tuned;
-    if (p.tuned && p.tuned_bytes == sizeof tuned) {
-        std::memcpy(&tuned, p.tuned, sizeof tuned);
-        if (tuned.version == cublaslt()->version() && product.can_run(tuned.algorithm, p.workspace_bytes))
-            return {std::move(product), {tuned.algorithm}};
-    }
+    std::optional<Tuned> const tuned = tuned_of(p);
+    if (tuned && tuned->version == cublaslt()->version() && product.can_run(tuned->algorithm, p.workspace_bytes))
+        return {std::move(product), {tuned->algorithm}};
     std::vector<Lt::Algorithm> proposals = product.proposals(p, 1);
     return {std::move(product), std::move(proposals)};
 }
@@ -64,6 +69,10 @@ cudaError_t linear(LinearParams const& p, DType dtype, Device const& device, cud
     if (linear_unsupported(p, dtype, device) || !are_aligned({p.x, p.weight, p.bias, p.residual, p.output}, 16) ||
         !are_aligned({p.workspace}, 256))
         return cudaErrorInvalidValue;
+    std::optional<Tuned> const tuned = tuned_of(p);
+    if (tuned && hopper_can(p, tuned->shape, device) &&
+        hopper_linear(p, dtype, tuned->shape, device, stream) == cudaSuccess)
+        return cudaSuccess;
     int id = 0;
     cudaError_t const status = cudaGetDevice(&id);
     if (status != cudaSuccess) return status;

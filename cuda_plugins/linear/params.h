@@ -6,7 +6,8 @@
 namespace swinopt {
 
 struct LinearParams {
-    // T is __half or __nv_bfloat16, the same for all. The output may not overlap another tensor.
+    // T is __half or __nv_bfloat16, the same for all. The output may not overlap another tensor. Weight and bias are
+    // constants: they may be read while the kernel in front of this one still runs.
     void const* x;         // T [rows, inputs]
     void const* weight;    // T [inputs, outputs]
     void const* bias;      // T [outputs]

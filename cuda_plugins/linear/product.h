@@ -16,16 +16,18 @@
 
 #include "../common/types.h"
 #include "cublaslt.h"
+#include "hopper.h"
 #include "params.h"
 
 namespace swinopt {
 
 using Lt = CublasLt;
 
-// The bytes of LinearParams::tuned.
+// The bytes of LinearParams::tuned: the fastest algorithm, and the shape of our own kernel that is to be taken instead.
 struct Tuned {
-    std::uint64_t version;
+    std::uint64_t version;  // cuBLASLt's
     Lt::Algorithm algorithm;
+    HopperShape shape;  // no columns: cuBLASLt's algorithm
 };
 
 // One for each GPU, for good: making one takes long, and several threads may use it.

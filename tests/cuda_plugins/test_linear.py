@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,25 +41,32 @@ def status_of(library: Any, x: Any, weight: Any, bias: Any, residual: Any, outpu
     return status
 
 
+def error_of(
+    library: Any, rows: int, inputs: int, outputs: int, dtype: torch.dtype, behind: str, tuned: bytes = b""
+) -> float:
+    """Of a linear with this behind it, by one way to compute it; relative."""
+    x, weight, bias, residual = tensors(rows, inputs, outputs, dtype)
+    # What is written beside the output would be seen.
+    whole = torch.full((rows + 2, outputs), float("nan"), device="cuda", dtype=dtype)
+    output = whole[1:-1]
+    used = residual if behind == "residual" else None
+    assert Call(x, weight, bias, used, output, int(behind == "gelu"), tuned).launch(library) == 0
+    expected = x.double() @ weight.double() + bias.double()
+    if behind == "gelu":
+        expected = torch.nn.functional.gelu(expected)
+    if used is not None:
+        expected += used.double()
+    assert torch.isnan(whole[0]).all() and torch.isnan(whole[-1]).all()
+    error: float = ((output.double() - expected).norm() / expected.norm()).item()
+    return error
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("behind", ["nothing", "gelu", "residual"])
 def test_linears_are_right(library: Any, behind: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    errors = {}
-    for (inputs, outputs), rows in ((size, rows) for size in SIZES for rows in ROWS):
-        x, weight, bias, residual = tensors(rows, inputs, outputs, dtype)
-        # What is written beside the output would be seen.
-        whole = torch.full((rows + 2, outputs), float("nan"), device="cuda", dtype=dtype)
-        output = whole[1:-1]
-        used = residual if behind == "residual" else None
-        assert status_of(library, x, weight, bias, used, output, gelu=int(behind == "gelu")) == 0
-        expected = x.double() @ weight.double() + bias.double()
-        if behind == "gelu":
-            expected = torch.nn.functional.gelu(expected)
-        if used is not None:
-            expected += used.double()
-        assert torch.isnan(whole[0]).all() and torch.isnan(whole[-1]).all()
-        errors[rows, inputs, outputs] = ((output.double() - expected).norm() / expected.norm()).item()
+    cases = ((rows, *size) for size in SIZES for rows in ROWS)
+    errors = {case: error_of(library, *case, dtype, behind) for case in cases}
     assert {case: error for case, error in errors.items() if not error < TOLERANCES[dtype]} == {}
 
 
@@ -76,7 +85,7 @@ def test_sums_are_in_float32(library: Any, rows: int, inputs: int, outputs: int,
     assert ((output.double() - expected).abs() / expected.abs()).max().item() < 2**-11 * 1.05
 
 
-@pytest.mark.parametrize("tuned", [b"", b"no algorithm", bytes(72), 72 * b"\xff"], ids=["none", "short", "0", "255"])
+@pytest.mark.parametrize("tuned", [b"", b"no algorithm", bytes(88), 88 * b"\xff"], ids=["none", "short", "0", "255"])
 def test_what_was_tuned_elsewhere_is_no_harm(library: Any, tuned: bytes) -> None:
     torch.manual_seed(0)
     x, weight, bias, residual = tensors(196, 512, 512, torch.float16)
@@ -92,7 +101,7 @@ def test_what_was_tuned_is_taken(library: Any) -> None:
     x, weight, bias, _ = tensors(100352, 128, 384, torch.float16)
     output = torch.empty(100352, 384, device="cuda", dtype=torch.float16)
     told = Call(x, weight, bias, None, output).tune(library)
-    assert len(told) in (0, 72)
+    assert len(told) in (0, 88)
     assert Call(x, weight, bias, None, output).tune(library) == told, "measured again"
 
     def names(call: Call) -> set[str]:
@@ -160,3 +169,58 @@ def test_what_cannot_be_multiplied_is_an_error(library: Any) -> None:
     assert status_of(library, x[:0], weight, bias, None, output) == INVALID
     wide = [t.float() for t in (x, weight, bias)]
     assert status_of(library, *wide, None, output.float()) == INVALID
+
+
+def own(columns: int, split: int, stages: int) -> bytes:
+    """What tunes a linear to a shape of our own kernel (Tuned in product.h), and to no algorithm of this cuBLASLt."""
+    return struct.pack("<Q64s3i4x", 0, b"", columns, split, stages)
+
+
+@pytest.fixture
+def hopper() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("our own kernel is for Hopper (compute capability 9.0)")
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("behind", ["nothing", "gelu", "residual"])
+def test_the_own_kernel_is_right_in_every_shape(library: Any, behind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shapes = itertools.product((64, 128), (1, 2, 4, 8), (1, 2, 5, 8))
+    cases = itertools.product(shapes, (1, 49, 196), SIZES)
+    errors = {
+        (shape, rows, size): error_of(library, rows, *size, dtype, behind, own(*shape)) for shape, rows, size in cases
+    }
+    assert {case: error for case, error in errors.items() if not error < TOLERANCES[dtype]} == {}
+
+
+@pytest.mark.usefixtures("hopper")
+def test_kernels_that_overlap_give_what_they_give_one_by_one(library: Any) -> None:
+    """Each reads what the one before writes, and writes what the one before that has read."""
+    torch.manual_seed(0)
+    x, weight, bias, _ = tensors(196, 512, 512, torch.float16)
+    start, y = x.clone(), torch.empty_like(x)
+    there = Call(x, weight, bias, None, y, tuned=own(64, 1, 5))
+    back = Call(y, weight.flip(0).contiguous(), bias, None, x, tuned=own(64, 4, 2))
+
+    def run(wait: bool) -> Any:
+        for call in 20 * [there, back]:
+            assert call.launch(library) == 0
+            if wait:
+                torch.cuda.synchronize()
+        return x
+
+    one_by_one = run(wait=True).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(wait=False)
+    for _ in range(20):
+        x.copy_(start)
+        graph.replay()
+        assert torch.equal(x, one_by_one)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        there.launch(library)
+        torch.cuda.synchronize()
+    names = {event.key for event in profile.key_averages()}
+    assert not names or any("hopper_linear" in name for name in names), "it was cuBLASLt that ran"

@@ -88,7 +88,7 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
         ("empty", INVALID),
         ("heuristics again", 0),
         ("tuned without memory", 0),
-        ("tuned", 72),
+        ("tuned", 88),
         ("memory kept", 0),
         ("graphs kept", 0),
         ("captures open", 0),
@@ -98,6 +98,8 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
         ("tuned tile", 7),
         ("tuned cluster", 3),
         ("tuned option", 2),
+        ("own runs", 0),
+        ("matmuls beside them", 1),
         ("algorithm of another version", 0),
         ("algorithm that is refused", 0),
         ("algorithm of too few bytes", 0),
@@ -134,6 +136,28 @@ def test_what_cublaslt_refuses_is_not_tuned_for(probe: Callable[..., Facts]) -> 
 def test_of_long_products_proposals_alone_are_measured(probe: Callable[..., Facts]) -> None:
     found = probe(130000, FAKE_TIMES_AS_LONG="3")
     assert [found[f"tuned {what}"] for what in ("algorithm", "tile", "cluster", "option")] == [3, 1, 0, 0]
+
+
+def test_the_faster_own_kernel_is_taken_where_it_runs(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_OWN="9")
+    assert [found[f"own {what}"] for what in ("columns", "split", "stages")] == [64, 1, 1]
+    assert (found["own runs"], found["matmuls beside them"]) == (1, 0)
+    # On another GPU, or without it, there is what cuBLASLt was tuned to.
+    assert (found["own runs on another GPU"], found["algorithm on another GPU"]) == (0, 3)
+    assert (found["without own"], found["algorithm without own"]) == (0, 3)
+
+
+@pytest.mark.parametrize(("library", "own", "runs"), [(10, 10, 0), (4, 4, 1), (4, 6, 0)])
+def test_beside_short_products_the_own_kernel_may_take_a_little_longer(
+    probe: Callable[..., Facts], library: int, own: int, runs: int
+) -> None:
+    found = probe(130000, FAKE_BASE=str(library), FAKE_OWN=str(own))
+    assert (found["own runs"], found["matmuls beside them"]) == (runs, 1 - runs)
+
+
+def test_of_long_products_the_own_kernel_is_not_measured(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_TIMES_AS_LONG="3", FAKE_OWN="1")
+    assert (found["own columns"], found["own runs"]) == (0, 0)
 
 
 def test_what_fails_while_it_is_captured_is_not_taken(probe: Callable[..., Facts]) -> None:

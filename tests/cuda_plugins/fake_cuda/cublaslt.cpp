@@ -177,7 +177,7 @@ int cublasLtMatmul(cublasLtContext*, cublasLtMatmulDescOpaque_t* desc, void cons
     calls.tile = static_cast<int>(algorithm->data[kTile]);
     calls.option = static_cast<int>(algorithm->data[kOption]);
     calls.cluster = static_cast<int>(algorithm->data[kCluster]);
-    int const microseconds = 10 + 4 * (calls.algorithm != setting("FAKE_BEST", 3)) +
+    int const microseconds = setting("FAKE_BASE", 10) + 4 * (calls.algorithm != setting("FAKE_BEST", 3)) +
                              3 * (calls.tile != setting("FAKE_TILE", 7)) +
                              2 * (calls.cluster != setting("FAKE_CLUSTER", 3)) + (calls.option != setting("FAKE_OPTION", 2));
     calls.clock += setting("FAKE_TIMES_AS_LONG", 1) * microseconds;

@@ -1,0 +1,173 @@
+// What Hopper (sm_90a) has for matrix products: bulk copies of tiles, barriers that count their bytes, clusters of
+// blocks, and products of a warpgroup from shared memory. One function for one instruction of the PTX ISA.
+//
+// Addresses in shared memory are 32 bits wide; those of another block of the cluster are made by address_in().
+#pragma once
+
+#include <cstdint>
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace swinopt {
+
+__device__ __forceinline__ unsigned shared_address(void const* pointer) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// The same place in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ unsigned address_in(unsigned rank, unsigned address) {
+    unsigned there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// The barrier of all threads of the cluster; whole warps call these. What a thread wrote before arrive_and_release() can
+// be read, in any of the blocks, by those who waited; arrive() promises nothing, and costs next to nothing.
+namespace cluster {
+
+__device__ __forceinline__ void arrive() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void arrive_and_release() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wait() {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+}  // namespace cluster
+
+// Eight floats that lie side by side in another block's shared memory.
+__device__ __forceinline__ void load_from_cluster(float (&to)[8], unsigned address) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+        asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(to[i]), "=f"(to[i + 1]), "=f"(to[i + 2]), "=f"(to[i + 3])
+                     : "r"(address + 4 * i)
+                     : "memory");
+}
+
+// Numbers have to be there at this place, and not only where they are used.
+template <int kCount>
+__device__ __forceinline__ void use(float (&numbers)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
+}
+template <class Numbers, int kCount>
+__device__ __forceinline__ void use(Numbers (&numbers)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) use(numbers[i]);
+}
+
+// A barrier in shared memory: a phase ends after `arrivals` arrivals and as many bytes as were announced.
+namespace barrier {
+
+__device__ __forceinline__ void init(unsigned address, unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+}
+
+// Barriers that were initialised before this are so for copies, too.
+__device__ __forceinline__ void publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// One arrival, and bytes that are to come.
+__device__ __forceinline__ void arrive_and_expect(unsigned address, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void arrive(unsigned address) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+}
+
+// Until the phase of this parity has ended; the first phase has 0.
+__device__ __forceinline__ void wait(unsigned address, unsigned parity) {
+    unsigned ended;
+    do {
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.b32 %0, 1, 0, p;\n"
+            "}\n"
+            : "=r"(ended)
+            : "r"(address), "r"(parity)
+            : "memory");
+    } while (!ended);
+}
+
+}  // namespace barrier
+
+// A box of a matrix, whose first element stands at (column, row), to shared memory. What lies beyond the matrix is zero.
+// Its bytes are counted at the barrier.
+__device__ __forceinline__ void copy_box(unsigned to, CUtensorMap const& matrix, int column, int row, unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+        "l"(&matrix), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+namespace warpgroup {
+
+// Between other uses of the accumulators and products.
+__device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Ends a group of products.
+__device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Until no more than kUnderWay groups are.
+template <int kUnderWay>
+__device__ __forceinline__ void wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory");
+}
+
+// Waits for all of the group, which is to be the block's first warps.
+__device__ __forceinline__ void synchronize() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+
+// A matrix in shared memory, in lines of 64 elements that the copy has swizzled by 128 bytes ("Matrix descriptor"):
+// eight lines are 1024 bytes.
+__device__ __forceinline__ std::uint64_t matrix(unsigned address) {
+    constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62, kEightLines = std::uint64_t{1024 >> 4} << 32;
+    constexpr std::uint64_t kLeading = std::uint64_t{1} << 16;  // not used by either matrix below
+    return kSwizzle128 | kEightLines | kLeading | ((address & 0x3ffff) >> 4);
+}
+
+// The matrix that begins so many bytes further on.
+__device__ __forceinline__ std::uint64_t beyond(std::uint64_t matrix, unsigned bytes) { return matrix + (bytes >> 4); }
+
+#define SWINOPT_PRODUCT(type)                                                                                         \
+    asm volatile(                                                                                                     \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "      \
+        "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "   \
+        "%31}, %32, %33, 1, 1, 1, 0, 1;"                                                                             \
+        : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),    \
+          "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),    \
+          "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]),    \
+          "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),    \
+          "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])                                                  \
+        : "l"(a), "l"(b)                                                                                              \
+        : "memory")
+
+// C [64 x 64] += A [64 x 16] B [16 x 64]. The lines of A are rows, those of B are rows, too: 16 lines of 64
+// columns. In thread t of the warpgroup, with lane = t % 32, c[i][2 h + j] is row 16 (t / 32) + 8 h + lane / 4 and column
+// 8 i + 2 (lane % 4) + j.
+template <class T>
+__device__ __forceinline__ void product(float (&c)[8][4], std::uint64_t a, std::uint64_t b);
+template <>
+__device__ __forceinline__ void product<__half>(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+    SWINOPT_PRODUCT("f16");
+}
+template <>
+__device__ __forceinline__ void product<__nv_bfloat16>(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+    SWINOPT_PRODUCT("bf16");
+}
+
+#undef SWINOPT_PRODUCT
+
+}  // namespace warpgroup
+}  // namespace swinopt
