@@ -200,26 +200,32 @@ def plot(rows: Sequence[Row], store: Store, folder: Path) -> None:
 
 
 def write_into_readme(rows: Sequence[Row], store: Store) -> None:
-    """Puts a short table between the README's markers, where it has them."""
-    shown = ("torch", "compile", "ONNX Runtime", "TensorRT", "swinopt, no plugins", "swinopt")
+    """Puts a short table between the README's markers, if any: of what swinopt and stock TensorRT have both run."""
+    rows = [row for row in rows if store.row(row)[STOCK] and store.row(row)[OURS]]
+    columns = [column for column in COLUMNS if any(store.row(row).get(column) for row in rows)]
     lines = table(
-        ["ms a batch", *shown, "of stock"],
+        ["ms a batch", *columns, "of stock", "of compile"],
         [
             [
                 _row_name(row, store),
-                *(_short(store.row(row).get(column)) for column in shown),
-                _ratios(row, store)[0],
+                *(_short(store.row(row).get(column)) for column in columns),
+                *_ratios(row, store),
             ]
             for row in rows
         ],
     )
     measured = "\n".join(lines)
     where = "\n".join(f"- {name}: {value}" for name, value in setting(rows, store).items())
-    source = "Measured by `python benchmarks/h200.py`; [all its results](benchmarks/results/h200.md)."
+    source = (
+        "In parentheses the largest difference to PyTorch in fp32; rows with * are from more than one run. "
+        "Measured by `python benchmarks/h200.py`; [all its results](benchmarks/results/h200.md)."
+    )
     fill_in(README, "speed", f"{measured}\n\n{source}\n\n{where}")
 
 
 def _short(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    return "fails" if "error" in cell else f"{cell['ms']:.2f}" + (" (NaN)" if cell["nan"] else "")
+    if "error" in cell:
+        return "fails"
+    return f"{cell['ms']:.2f} ({cell['max_abs_diff']:.1e}" + (f", {cell['nan']} NaN)" if cell["nan"] else ")")

@@ -244,6 +244,7 @@ def test_the_page_the_plots_and_the_readme(h200: ModuleType, page: ModuleType, t
     for row in h200.ROWS[:4]:
         for column, found in whole(row).items():
             store.add(row.name, column, found)
+    store.add(h200.ROWS[4].name, "torch", cell())
     assert page.report(store) == 1  # most rows are not there
     results = tmp_path / "results"
     assert "MISSED: Swin-T 224 fp16 B=1: not measured" in (results / "h200.md").read_text()
@@ -255,7 +256,9 @@ def test_the_page_the_plots_and_the_readme(h200: ModuleType, page: ModuleType, t
     }
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n<!-- speed -->\n\n| ms a batch |") and readme.endswith("<!-- /speed -->\nafter\n")
-    assert "old" not in readme and "NVIDIA Test" in readme
+    assert "\nold\n" not in readme and "NVIDIA Test" in readme
+    # Nothing is to be seen of swinopt in a row that it has not run yet.
+    assert [row.name in readme for row in h200.ROWS[:5]] == [True, True, True, True, False]
 
 
 #: In place of a Python: writes which GPU it was to use, as a result of any column.
