@@ -33,7 +33,7 @@ cudaError_t launch_layer_norm(LayerNormPlan const& plan, Params const& params, D
         case DType::kFloat16: kernel = layer_norm_kernel<Kernels<__half>>(plan, shapes); break;
         case DType::kBFloat16: kernel = layer_norm_kernel<Kernels<__nv_bfloat16>>(plan, shapes); break;
     }
-    return launch_kernel(kernel, params, plan.grid, plan.block, 0, device, stream);
+    return launch_kernel(kernel, params, plan.grid, plan.block, 0, dtype, device, stream);
 }
 
 }  // namespace swinopt

@@ -1,7 +1,7 @@
 // Programmatic dependent launch: a kernel may be brought to the multiprocessors while the one before it still runs.
 //
 // CUDA C++ programming guide, "Programmatic Dependent Launch and Synchronization". For compute capability 9.0 and newer;
-// on others, and in kernels that were launched without the attribute (launch.h), nothing has to be waited for.
+// on others, and in kernels that were launched without the attribute (launch_kernel.cuh), nothing has to be waited for.
 #pragma once
 
 namespace swinopt {

@@ -28,7 +28,9 @@ struct Tuned {
     std::uint64_t version;  // cuBLASLt's
     Lt::Algorithm algorithm;
     HopperShape shape;  // no columns: cuBLASLt's algorithm
+    std::int32_t reserved;
 };
+static_assert(sizeof(Tuned) == 88, "no bytes between members: they are compared, and kept in engines");
 
 // One for each GPU, for good: making one takes long, and several threads may use it.
 inline Lt::Handle handle_of(int device) {

@@ -104,9 +104,9 @@ std::vector<LinearParams> inputs_like(LinearParams const& p, Bench& bench) {
     return made;
 }
 
-// By how much our own kernel may take longer, alone, than a short product of cuBLASLt's: in an engine it overlaps with what
-// stands around it, which cuBLASLt's neither do nor let others do. Measured on an H200 (benchmarks/NOTES.md): Swin-B's
-// blocks took the least with all linears by it at one image, where some are 0.9 us slower alone; at eight, where products
+// By how much our own kernel may take longer than a short product of cuBLASLt's, each in a row of its kind: in an engine it
+// overlaps with what stands around it, which cuBLASLt's neither do nor let others do. Measured on an H200 (benchmarks/NOTES.md): Swin-B's
+// blocks took the least with all linears by it at one image, where some are 0.9 us slower so; at eight, where products
 // take 5 us and more, the same allowance cost 2 %.
 constexpr float kShort = 0.0045f, kOverlap = 0.001f;  // milliseconds
 

@@ -5,6 +5,7 @@
 
 #include "../add_layer_norm/launch.h"
 #include "../layer_norm/launch.h"
+#include "../linear/hopper.h"
 #include "../linear/launch.h"
 #include "../patch_merging/launch.h"
 #include "../window_attention/launch.h"
@@ -103,7 +104,8 @@ SWINOPT_EXPORT char const* swinopt_plugins_status() { return swinopt::registrati
 // The TensorRT major whose headers this library was compiled with.
 SWINOPT_EXPORT int swinopt_plugins_tensorrt_major() { return swinopt::kMajor; }
 
-// The kernels, for programs that do not use TensorRT: `dtype` is a swinopt::DType, the result a cudaError_t.
+// The kernels, for programs that do not use TensorRT: `dtype` is a swinopt::DType, the result a cudaError_t. On Hopper they
+// overlap with what is enqueued before and after them, so that what params.h calls constant has to be one.
 SWINOPT_EXPORT int swinopt_window_attention(swinopt::WindowAttentionParams const* params, int dtype, void* stream) {
     return swinopt::launch_on_current_device(params, dtype, stream, swinopt::window_attention);
 }
@@ -122,6 +124,14 @@ SWINOPT_EXPORT int swinopt_layer_norm(swinopt::LayerNormParams const* params, in
 
 SWINOPT_EXPORT int swinopt_linear(swinopt::LinearParams const* params, int dtype, void* stream) {
     return swinopt::launch_on_current_device(params, dtype, stream, swinopt::linear);
+}
+
+// A linear by our own kernel for Hopper alone, in this shape; an error where it cannot run.
+SWINOPT_EXPORT int swinopt_hopper_linear(
+    swinopt::LinearParams const* params, int dtype, swinopt::HopperShape const* shape, void* stream) {
+    auto const launch = [shape](swinopt::LinearParams const& p, swinopt::DType type, swinopt::Device const& device,
+                            cudaStream_t on) { return swinopt::hopper_linear(p, type, *shape, device, on); };
+    return swinopt::launch_on_current_device(params, dtype, stream, launch);
 }
 
 // What tune_linear() measures on the current device, for LinearParams::tuned: at most `size` bytes into `tuned`.

@@ -98,11 +98,12 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
     WindowAttentionPlan const plan = window_attention_plan(params, dtype, device);
     Kernel const kernel = params.logit_scale ? kernel_of<true>(plan, dtype) : kernel_of<false>(plan, dtype);
     if (plan.shared_bytes > 48 * 1024) {
+        // Always as much: other threads may launch the same kernel with more.
         cudaError_t const status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
         if (status != cudaSuccess) return status;
     }
-    return launch_kernel(kernel, params, plan.blocks, plan.threads, plan.shared_bytes, device, stream);
+    return launch_kernel(kernel, params, plan.blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
 }
 
 }  // namespace swinopt

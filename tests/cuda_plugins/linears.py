@@ -43,6 +43,13 @@ class Call:
         status: int = library.swinopt_linear(ctypes.byref(self.params), self.dtype, stream)
         return status
 
+    def launch_own(self, library: Any, *shape: int) -> int:
+        """By our own kernel for Hopper, in a HopperShape of cuda_plugins/linear/hopper.h: columns, split, stages."""
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        given = (ctypes.c_int32 * 3)(*shape)
+        status: int = library.swinopt_hopper_linear(ctypes.byref(self.params), self.dtype, given, stream)
+        return status
+
     def tune(self, library: Any) -> bytes:
         room = ctypes.create_string_buffer(256)
         library.swinopt_tune_linear.restype = ctypes.c_size_t

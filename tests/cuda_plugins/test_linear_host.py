@@ -61,6 +61,12 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
 @pytest.mark.parametrize(
     ("fact", "expected"),
     [
+        ("shapes", 1),
+        ("impossible shapes", 0),
+        ("shapes that are stuck", 0),
+        ("shapes with idle blocks", 0),
+        ("accepts what it has not", 0),
+        ("one stage for one tile", 1),
         ("version", 130000),
         ("plain", 0),
         ("plain epilogue", 4),  # CUBLASLT_EPILOGUE_BIAS
@@ -145,6 +151,7 @@ def test_the_faster_own_kernel_is_taken_where_it_runs(probe: Callable[..., Facts
     # On another GPU, or without it, there is what cuBLASLt was tuned to.
     assert (found["own runs on another GPU"], found["algorithm on another GPU"]) == (0, 3)
     assert (found["without own"], found["algorithm without own"]) == (0, 3)
+    assert found["own runs beside another cuBLASLt"] == 1
 
 
 @pytest.mark.parametrize(("library", "own", "runs"), [(10, 10, 0), (4, 4, 1), (4, 6, 0)])

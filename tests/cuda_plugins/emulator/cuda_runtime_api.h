@@ -223,6 +223,7 @@ inline void launch(void const* kernel, int blocks, int threads, std::size_t shar
             if (own.shared[i] != 0xff) fail("written beyond the shared memory that the block asked for");
     }
     block = nullptr;
+    if (!late.empty()) fail("a kernel that waits for none of those before it");
 }
 
 }  // namespace emulation

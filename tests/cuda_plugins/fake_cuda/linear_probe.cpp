@@ -148,7 +148,33 @@ LinearParams with(LinearParams p, std::string const& tuned) {
 
 }  // namespace
 
+// How many of the shapes that are proposed for products of many sizes the kernel does not have, or could not end.
+void tell_shapes() {
+    int proposed = 0, impossible = 0, stuck = 0, idle = 0;
+    for (int inputs = 8; inputs <= 16384; inputs += 8)
+        for (int outputs : {8, 64, 1000, 4096}) {
+            LinearParams p = params(49);
+            p.inputs = inputs, p.outputs = outputs;
+            for (HopperShape const& shape : hopper_shapes(p, kHopper)) {
+                ++proposed;
+                impossible += !hopper_can(p, shape, kHopper) || hopper_shared_bytes(shape) > kHopper.shared_bytes;
+                stuck += shape.stages < 2 && hopper_chunks(p, shape) > 1;
+                idle += shape.split > (inputs + kHopperInputs - 1) / kHopperInputs;
+            }
+        }
+    LinearParams p = params();
+    p.inputs = 512;
+    bool const accepts = hopper_can(p, {64, 1, 1}, kHopper) || hopper_can(p, {64, 3, 4}, kHopper) ||
+                         hopper_can(p, {96, 1, 4}, kHopper) || hopper_can(p, {128, 1, 16}, kHopper) ||
+                         hopper_can(p, {64, 1, 17}, kHopper) || hopper_can(p, {64, 1, 4}, {80, 108, 166912});
+    tell("shapes", proposed > 10000), tell("impossible shapes", impossible), tell("shapes that are stuck", stuck);
+    tell("shapes with idle blocks", idle), tell("accepts what it has not", accepts);
+    p.inputs = 64;
+    tell("one stage for one tile", hopper_can(p, {64, 1, 1}, kHopper));
+}
+
 int main() {
+    tell_shapes();
     CublasLt const* const found = cublaslt();
     tell("version", found ? static_cast<long>(found->version()) : 0);
     if (!found) return 0;
@@ -202,7 +228,14 @@ int main() {
     tell("own runs on another GPU", own_runs - own_before), tell("algorithm on another GPU", calls->algorithm);
     setenv("FAKE_OWN", "0", 1), tell("without own", run(with(plain, tuned)));
     tell("algorithm without own", calls->algorithm);
+    setenv("FAKE_OWN", "9", 1);
     std::string other = tuned;
+    if (!other.empty()) {
+        ++other[0], own_before = own_runs, run(with(plain, other));
+        tell("own runs beside another cuBLASLt", own_runs - own_before);
+    }
+    setenv("FAKE_OWN", "0", 1);
+    other = tuned;
     if (!other.empty()) {
         ++other[0], run(with(plain, other)), tell("algorithm of another version", calls->algorithm);
         other = tuned, other[8] = 9, run(with(plain, other)), tell("algorithm that is refused", calls->algorithm);
