@@ -141,8 +141,11 @@ def _text(cell: dict[str, Any] | None) -> str:
         return ""
     if "error" in cell:
         return f"failed: {cell['error'][:60]}"
-    difference = f"{cell['nan']} NaN" if cell["nan"] else f"{cell['max_abs_diff']:.1e}"
-    return f"{cell['ms']:.2f}<br>{cell['images_s']:.0f}/s, {difference}"
+    return f"{cell['ms']:.2f}<br>{cell['images_s']:.0f}/s, {_difference(cell)}"
+
+
+def _difference(cell: dict[str, Any]) -> str:
+    return f"{cell['nan']} NaN" if cell["nan"] else f"{cell['max_abs_diff']:.1e}"
 
 
 def _ratios(row: Row, store: Store) -> list[str]:
@@ -227,6 +230,4 @@ def write_into_readme(rows: Sequence[Row], store: Store) -> None:
 def _short(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    if "error" in cell:
-        return "fails"
-    return f"{cell['ms']:.2f} ({cell['max_abs_diff']:.1e}" + (f", {cell['nan']} NaN)" if cell["nan"] else ")")
+    return "fails" if "error" in cell else f"{cell['ms']:.2f} ({_difference(cell)})"

@@ -4,8 +4,8 @@
 namespace swinopt {
 
 struct AddLayerNormParams {
-    // T is float, __half or __nv_bfloat16, the same for all. No output may overlap another tensor. gamma
-    // and beta are constants: no kernel still under way may write them.
+    // T is float, __half or __nv_bfloat16, the same for all. No output may overlap another tensor.
+    // gamma and beta are constants: no kernel still under way may write them.
     void const* a;      // T [rows, channels]
     void const* b;      // T [rows, channels]
     void const* gamma;  // T [channels]

@@ -10,11 +10,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-namespace swinopt {
+#include "shared_memory.cuh"
 
-__device__ __forceinline__ unsigned shared_address(void const* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
+namespace swinopt {
 
 // The same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ unsigned address_in(unsigned rank, unsigned address) {

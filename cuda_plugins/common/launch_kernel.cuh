@@ -9,9 +9,9 @@
 
 namespace swinopt {
 
-// Whether kernels are to overlap. They could on GPUs newer than Hopper, too, and in fp32; but where linears do not take part
-// (linear/hopper.h), it costs more than it brings. SWINOPT_OVERLAP says that this library has them, and code for Hopper
-// that waits. Drivers before CUDA 12.3 cannot capture such launches.
+// Whether kernels are to overlap. They could on GPUs newer than Hopper, too, and in fp32; but where linears do not take
+// part (linear/hopper.h), it costs more than it brings. SWINOPT_OVERLAP says that this library has those, and code for
+// Hopper that waits. Drivers before CUDA 12.3 cannot capture such launches.
 inline bool overlaps(DType dtype, Device const& device) {
 #ifdef SWINOPT_OVERLAP
     static bool const driver_can = [] {
@@ -19,7 +19,7 @@ inline bool overlaps(DType dtype, Device const& device) {
         int version = 0;
         return cudaDriverGetVersion(&version) == cudaSuccess && version >= kOldest;
     }();
-    return device.capability == 90 && dtype != DType::kFloat32 && driver_can;
+    return device.capability == kHopper && dtype != DType::kFloat32 && driver_can;
 #else
     static_cast<void>(dtype), static_cast<void>(device);
     return false;

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include "arithmetic.cuh"
+#include "shared_memory.cuh"
 
 namespace swinopt {
 
@@ -97,10 +98,6 @@ __device__ __forceinline__ unsigned transposed(unsigned pair) {
     unsigned result;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
     return result;
-}
-
-__device__ __forceinline__ unsigned shared_address(void const* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
 // Four 8 x 8 matrices from shared memory; lane i names row i % 8 of matrix i / 8, 16 bytes.

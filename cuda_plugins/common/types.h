@@ -10,6 +10,8 @@ enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 inline int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+constexpr int kHopper = 90;  // as Device::capability
+
 // What a launch plan depends on besides the problem. launch.py's Device is its twin.
 struct Device {
     int capability = 0;        // 10 * major + minor: 90 is an H100 or H200

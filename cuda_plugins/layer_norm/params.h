@@ -4,8 +4,8 @@
 namespace swinopt {
 
 struct LayerNormParams {
-    // T is float, __half or __nv_bfloat16, the same for all. The output may not overlap another tensor. gamma
-    // and beta are constants: no kernel still under way may write them.
+    // T is float, __half or __nv_bfloat16, the same for all. The output may not overlap another tensor.
+    // gamma and beta are constants: no kernel still under way may write them.
     void const* x;         // T [rows, channels]
     void const* gamma;     // T [channels]
     void const* beta;      // T [channels]

@@ -40,12 +40,13 @@ inline int hopper_shared_bytes(HopperShape const& shape) {
 }
 
 inline bool hopper_can(LinearParams const& p, HopperShape const& s, Device const& device) {
-    constexpr int kHopper = 90, kMostRowTiles = 65535;
+    constexpr int kMostRowTiles = 65535;
     return device.capability == kHopper && (s.columns == 64 || s.columns == 128) &&
            (s.split == 1 || s.split == 2 || s.split == 4 || s.split == 8) &&
            // A stage is emptied while the next one is multiplied.
-           s.stages >= std::min(2, hopper_chunks(p, s)) && s.stages <= kHopperMostStages && hopper_shared_bytes(s) <= device.shared_bytes && p.inputs % 8 == 0 &&
-           p.outputs % 8 == 0 && (p.rows - 1) / kHopperRows < kMostRowTiles;
+           s.stages >= std::min(2, hopper_chunks(p, s)) && s.stages <= kHopperMostStages &&
+           hopper_shared_bytes(s) <= device.shared_bytes && p.inputs % 8 == 0 && p.outputs % 8 == 0 &&
+           (p.rows - 1) / kHopperRows < kMostRowTiles;
 }
 
 // Those that may be the fastest for a product.

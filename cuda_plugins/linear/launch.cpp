@@ -70,7 +70,7 @@ cudaError_t linear(LinearParams const& p, DType dtype, Device const& device, cud
         !are_aligned({p.workspace}, 256))
         return cudaErrorInvalidValue;
     std::optional<Tuned> const tuned = tuned_of(p);
-    if (tuned && hopper_can(p, tuned->shape, device)) {
+    if (tuned && tuned->shape.columns) {
         if (hopper_linear(p, dtype, tuned->shape, device, stream) == cudaSuccess) return cudaSuccess;
         cudaGetLastError();  // cuBLASLt may be able to; what is beyond repair fails there, too
     }

@@ -22,6 +22,15 @@ namespace {
 // By how much an algorithm has to be faster than the first proposal to be taken for it.
 constexpr float kWorthwhile = 0.97f;
 
+// By how much our own kernel may take longer than a short product of cuBLASLt's, each in a row of its kind: in an engine
+// it overlaps with what stands around it, which cuBLASLt's neither do nor let others do. Measured on an H200
+// (benchmarks/NOTES.md): Swin-B's blocks took the least with all linears by it at one image, where some are 0.9 us slower
+// so; at eight, where products take 5 us and more, the same allowance cost 2 %.
+constexpr float kShort = 0.0045f, kOverlap = 0.001f;  // milliseconds
+
+// Longer products are left to cuBLASLt as it proposes them.
+constexpr float kLong = 0.025f;
+
 // Device memory, a stream and events to measure with; each null if there is no more of it.
 class Bench {
 public:
@@ -103,15 +112,6 @@ std::vector<LinearParams> inputs_like(LinearParams const& p, Bench& bench) {
     }
     return made;
 }
-
-// By how much our own kernel may take longer than a short product of cuBLASLt's, each in a row of its kind: in an engine it
-// overlaps with what stands around it, which cuBLASLt's neither do nor let others do. Measured on an H200 (benchmarks/NOTES.md): Swin-B's
-// blocks took the least with all linears by it at one image, where some are 0.9 us slower so; at eight, where products
-// take 5 us and more, the same allowance cost 2 %.
-constexpr float kShort = 0.0045f, kOverlap = 0.001f;  // milliseconds
-
-// Longer products are left to cuBLASLt as it proposes them.
-constexpr float kLong = 0.025f;
 
 template <class Way>
 struct Timed {

@@ -4,8 +4,8 @@
 namespace swinopt {
 
 struct PatchMergingParams {
-    // T is float, __half or __nv_bfloat16, the same for all. The output overlaps no other tensor. gamma
-    // and beta are constants: no kernel still under way may write them.
+    // T is float, __half or __nv_bfloat16, the same for all. The output overlaps no other tensor.
+    // gamma and beta are constants: no kernel still under way may write them.
     void const* x;      // T [batch, height, width, channels]
     void const* gamma;  // T [4 * channels]
     void const* beta;   // T [4 * channels]

@@ -115,7 +115,8 @@ HopperShape own_shape{};
 
 // Takes FAKE_OWN microseconds, and one more with other than 64 columns and a split of 1; there is none of it at 0.
 cudaError_t swinopt::hopper_linear(
-    LinearParams const&, DType, HopperShape const& shape, Device const&, cudaStream_t) {
+    LinearParams const& p, DType, HopperShape const& shape, Device const& device, cudaStream_t) {
+    if (!hopper_can(p, shape, device)) return cudaErrorInvalidValue;
     char const* const setting = std::getenv("FAKE_OWN");
     int const microseconds = setting ? std::atoi(setting) : 0;
     if (!microseconds) return cudaErrorNotSupported;
@@ -127,7 +128,7 @@ cudaError_t swinopt::hopper_linear(
 namespace {
 
 alignas(256) char memory[1 << 20];
-Device const kHopper{90, 132, 232448};
+Device const kH200{90, 132, 232448};
 
 LinearParams params(int rows = 100) {
     LinearParams p{};
@@ -139,7 +140,7 @@ LinearParams params(int rows = 100) {
 
 void tell(char const* name, long value) { std::printf("%s\t%ld\n", name, value); }
 
-int run(LinearParams const& p, DType dtype = DType::kFloat16) { return linear(p, dtype, kHopper, nullptr); }
+int run(LinearParams const& p, DType dtype = DType::kFloat16) { return linear(p, dtype, kH200, nullptr); }
 
 LinearParams with(LinearParams p, std::string const& tuned) {
     p.tuned = tuned.data(), p.tuned_bytes = tuned.size();
@@ -155,22 +156,22 @@ void tell_shapes() {
         for (int outputs : {8, 64, 1000, 4096}) {
             LinearParams p = params(49);
             p.inputs = inputs, p.outputs = outputs;
-            for (HopperShape const& shape : hopper_shapes(p, kHopper)) {
+            for (HopperShape const& shape : hopper_shapes(p, kH200)) {
                 ++proposed;
-                impossible += !hopper_can(p, shape, kHopper) || hopper_shared_bytes(shape) > kHopper.shared_bytes;
+                impossible += !hopper_can(p, shape, kH200) || hopper_shared_bytes(shape) > kH200.shared_bytes;
                 stuck += shape.stages < 2 && hopper_chunks(p, shape) > 1;
                 idle += shape.split > (inputs + kHopperInputs - 1) / kHopperInputs;
             }
         }
     LinearParams p = params();
     p.inputs = 512;
-    bool const accepts = hopper_can(p, {64, 1, 1}, kHopper) || hopper_can(p, {64, 3, 4}, kHopper) ||
-                         hopper_can(p, {96, 1, 4}, kHopper) || hopper_can(p, {128, 1, 16}, kHopper) ||
-                         hopper_can(p, {64, 1, 17}, kHopper) || hopper_can(p, {64, 1, 4}, {80, 108, 166912});
+    bool const accepts = hopper_can(p, {64, 1, 1}, kH200) || hopper_can(p, {64, 3, 4}, kH200) ||
+                         hopper_can(p, {96, 1, 4}, kH200) || hopper_can(p, {128, 1, 16}, kH200) ||
+                         hopper_can(p, {64, 1, 17}, kH200) || hopper_can(p, {64, 1, 4}, {80, 108, 166912});
     tell("shapes", proposed > 10000), tell("impossible shapes", impossible), tell("shapes that are stuck", stuck);
     tell("shapes with idle blocks", idle), tell("accepts what it has not", accepts);
     p.inputs = 64;
-    tell("one stage for one tile", hopper_can(p, {64, 1, 1}, kHopper));
+    tell("one stage for one tile", hopper_can(p, {64, 1, 1}, kH200));
 }
 
 int main() {
@@ -210,12 +211,12 @@ int main() {
     tell("heuristics again", calls->heuristics - before);
 
     is_full = true;
-    tell("tuned without memory", static_cast<long>(tune_linear(plain, DType::kFloat16, kHopper).size()));
+    tell("tuned without memory", static_cast<long>(tune_linear(plain, DType::kFloat16, kH200).size()));
     is_full = false;
-    std::string const tuned = tune_linear(plain, DType::kFloat16, kHopper);
+    std::string const tuned = tune_linear(plain, DType::kFloat16, kH200);
     tell("tuned", static_cast<long>(tuned.size())), tell("memory kept", allocated), tell("graphs kept", graphs), tell("captures open", calls->capturing);
     int const measured = calls->matmuls;
-    tell("tuned the same", tune_linear(plain, DType::kFloat16, kHopper) == tuned);
+    tell("tuned the same", tune_linear(plain, DType::kFloat16, kH200) == tuned);
     tell("measured again", calls->matmuls - measured);
     run(with(plain, tuned)), tell("tuned algorithm", calls->algorithm), tell("tuned tile", calls->tile);
     tell("tuned cluster", calls->cluster), tell("tuned option", calls->option);
@@ -228,16 +229,11 @@ int main() {
     tell("own runs on another GPU", own_runs - own_before), tell("algorithm on another GPU", calls->algorithm);
     setenv("FAKE_OWN", "0", 1), tell("without own", run(with(plain, tuned)));
     tell("algorithm without own", calls->algorithm);
-    setenv("FAKE_OWN", "9", 1);
     std::string other = tuned;
     if (!other.empty()) {
-        ++other[0], own_before = own_runs, run(with(plain, other));
-        tell("own runs beside another cuBLASLt", own_runs - own_before);
-    }
-    setenv("FAKE_OWN", "0", 1);
-    other = tuned;
-    if (!other.empty()) {
-        ++other[0], run(with(plain, other)), tell("algorithm of another version", calls->algorithm);
+        ++other[0], setenv("FAKE_OWN", "9", 1), own_before = own_runs, run(with(plain, other));
+        tell("own runs beside another cuBLASLt", own_runs - own_before), setenv("FAKE_OWN", "0", 1);
+        run(with(plain, other)), tell("algorithm of another version", calls->algorithm);
         other = tuned, other[8] = 9, run(with(plain, other)), tell("algorithm that is refused", calls->algorithm);
         run(with(plain, tuned.substr(0, 40))), tell("algorithm of too few bytes", calls->algorithm);
     }
