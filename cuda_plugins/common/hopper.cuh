@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -64,6 +65,20 @@ __device__ __forceinline__ void use(Numbers (&numbers)[kCount]) {
     for (int i = 0; i < kCount; ++i) use(numbers[i]);
 }
 
+// A barrier of so many threads of the block, whole warps. Number 0 is __syncthreads().
+namespace named_barrier {
+
+__device__ __forceinline__ void wait(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// For those that need not wait.
+__device__ __forceinline__ void arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+}  // namespace named_barrier
+
 // A barrier in shared memory: a phase ends after `arrivals` arrivals and as many bytes as were announced.
 namespace barrier {
 
@@ -77,6 +92,14 @@ __device__ __forceinline__ void publish() { asm volatile("fence.mbarrier_init.re
 // One arrival, and bytes that are to come.
 __device__ __forceinline__ void arrive_and_expect(unsigned address, unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+}
+
+// The same by one thread of a warp, all of which call it.
+__device__ __forceinline__ void arrive_and_expect_once(unsigned address, unsigned bytes) {
+    asm volatile(
+        "{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+        "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n}\n" ::"r"(address), "r"(bytes)
+        : "memory");
 }
 
 __device__ __forceinline__ void arrive(unsigned address) {
@@ -110,6 +133,35 @@ __device__ __forceinline__ void copy_box(unsigned to, CUtensorMap const& matrix,
         : "memory");
 }
 
+// Bytes that lie together, multiples of 16 at multiples of 16. By one thread of a warp, all of which call it.
+__device__ __forceinline__ void copy_bytes_once(unsigned to, void const* from, unsigned bytes, unsigned barrier) {
+    asm volatile(
+        "{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+        "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n}\n" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+
+// A box of a map [B, H, W, C], by one thread of a warp, all of which call it.
+__device__ __forceinline__ void copy_box_once(unsigned to, CUtensorMap const& map, int channel, int column, int row,
+                                              int image, unsigned barrier) {
+    asm volatile(
+        "{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+        "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+        "[%6];\n}\n" ::"r"(to), "l"(&map), "r"(channel), "r"(column), "r"(row), "r"(image), "r"(barrier)
+        : "memory");
+}
+
+// What this thread wrote to shared memory before can be read by bulk copies and products of a warpgroup after it.
+__device__ __forceinline__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Four 8 x 8 matrices of 16-bit numbers to shared memory; lane i names row i % 8 of matrix i / 8, 16 bytes.
+__device__ __forceinline__ void store_matrices(unsigned row, unsigned const (&m)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(m[0]), "r"(m[1]),
+                 "r"(m[2]), "r"(m[3])
+                 : "memory");
+}
+
 namespace warpgroup {
 
 // Between other uses of the accumulators and products.
@@ -124,15 +176,24 @@ __device__ __forceinline__ void wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory");
 }
 
-// Waits for all of the group, which is to be the block's first warps.
-__device__ __forceinline__ void synchronize() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
-
 // A matrix in shared memory, in lines of 64 elements that the copy has swizzled by 128 bytes ("Matrix descriptor"):
 // eight lines are 1024 bytes.
 __device__ __forceinline__ std::uint64_t matrix(unsigned address) {
     constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62, kEightLines = std::uint64_t{1024 >> 4} << 32;
     constexpr std::uint64_t kLeading = std::uint64_t{1} << 16;  // not used by either matrix below
     return kSwizzle128 | kEightLines | kLeading | ((address & 0x3ffff) >> 4);
+}
+
+// The same in lines of 32 elements, swizzled by 64 bytes.
+__device__ __forceinline__ std::uint64_t lines_of_64(unsigned address) {
+    constexpr std::uint64_t kSwizzle64 = std::uint64_t{2} << 62, kEightLines = std::uint64_t{512 >> 4} << 32;
+    constexpr std::uint64_t kLeading = std::uint64_t{1} << 16;  // not used by any matrix below
+    return kSwizzle64 | kEightLines | kLeading | ((address & 0x3ffff) >> 4);
+}
+
+// A matrix of 16 columns in bricks of eight rows of eight columns: 128 bytes, those of the upper columns behind the others.
+__device__ __forceinline__ std::uint64_t bricks(unsigned address) {
+    return std::uint64_t{256 >> 4} << 32 | std::uint64_t{128 >> 4} << 16 | (address & 0x3ffff) >> 4;
 }
 
 // The matrix that begins so many bytes further on.
@@ -166,6 +227,73 @@ __device__ __forceinline__ void product<__nv_bfloat16>(float (&c)[8][4], std::ui
 }
 
 #undef SWINOPT_PRODUCT
+
+#define SWINOPT_ROW(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define SWINOPT_SEVEN(c) \
+    SWINOPT_ROW(c, 0), SWINOPT_ROW(c, 1), SWINOPT_ROW(c, 2), SWINOPT_ROW(c, 3), SWINOPT_ROW(c, 4), SWINOPT_ROW(c, 5), \
+        SWINOPT_ROW(c, 6)
+#define SWINOPT_PRODUCT_56(type)                                                                                      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %30, 0;\n"                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n56k16.f32." type "." type                                          \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "       \
+                 "%20, %21, %22, %23, %24, %25, %26, %27}, "                                                          \
+                 "%28, %29, p, 1, 1, 0, 0;\n}\n"                                                                      \
+                 : SWINOPT_SEVEN(c)                                                                                   \
+                 : "l"(a), "l"(b), "r"(adds ? 1 : 0)                                                                  \
+                 : "memory")
+#define SWINOPT_PRODUCT_64(type)                                                                                      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                          \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "       \
+                 "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                      \
+                 "%32, %33, p, 1, 1, 0, 0;\n}\n"                                                                      \
+                 : SWINOPT_SEVEN(c), SWINOPT_ROW(c, 7)                                                                \
+                 : "l"(a), "l"(b), "r"(adds ? 1 : 0)                                                                  \
+                 : "memory")
+
+// C [64 x 8 kTiles] = A [64 x 16] B^T, or += if it adds; both have rows of the 16 that are summed over. c as above.
+template <class T, int kTiles>
+__device__ __forceinline__ void product_of_rows(float (&c)[kTiles][4], std::uint64_t a, std::uint64_t b, bool adds) {
+    static_assert(kTiles == 7 || kTiles == 8);
+    constexpr bool kIsHalf = std::is_same_v<T, __half>;
+    if constexpr (kTiles == 7 && kIsHalf) SWINOPT_PRODUCT_56("f16");
+    if constexpr (kTiles == 7 && !kIsHalf) SWINOPT_PRODUCT_56("bf16");
+    if constexpr (kTiles == 8 && kIsHalf) SWINOPT_PRODUCT_64("f16");
+    if constexpr (kTiles == 8 && !kIsHalf) SWINOPT_PRODUCT_64("bf16");
+}
+
+#define SWINOPT_PRODUCT_32(type)                                                                                      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                                          \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, "    \
+                 "%20, p, 1, 1, 1;\n}\n"                                                                              \
+                 : SWINOPT_ROW(c, 0), SWINOPT_ROW(c, 1), SWINOPT_ROW(c, 2), SWINOPT_ROW(c, 3)                         \
+                 : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 1024 * i)), "r"(i)           \
+                 : "memory")
+
+// C [64 x 32] = A [64 x 16 kSteps] B. A is held as fragments (mma.cuh), by each warp those of its 16 rows; B has lines of
+// 32 columns, swizzled by 64 bytes.
+template <class T, int kSteps>
+__device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], std::uint64_t b) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[i][j])::"memory");
+    fence();
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+        if constexpr (std::is_same_v<T, __half>)
+            SWINOPT_PRODUCT_32("f16");
+        else
+            SWINOPT_PRODUCT_32("bf16");
+    }
+}
+
+#undef SWINOPT_PRODUCT_32
+#undef SWINOPT_PRODUCT_64
+#undef SWINOPT_PRODUCT_56
+#undef SWINOPT_SEVEN
+#undef SWINOPT_ROW
 
 }  // namespace warpgroup
 }  // namespace swinopt

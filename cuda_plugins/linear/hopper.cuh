@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(32 * kHopperWarps) hopper_linear_kernel(Hopper
         }
         warpgroup::wait<0>();
         use(c);
-        warpgroup::synchronize();  // before sums take the place of tiles
+        named_barrier::wait(1, 32 * kHopperConsumers);  // before sums take the place of tiles
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float* const to = sums + (16 * warp + 8 * half + lane / 4) * kPitch + lane % 4 * 2;

@@ -12,6 +12,7 @@
 // tensor cores with windows from about 16 on.
 //
 //   small.cuh   up to 64 tokens, heads of 32 channels, 16 bits: the Swins as published
+//   hopper.cuh  33 to 64 tokens of the same, on Hopper: the C++ library alone (hopper.h)
 //   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits and, as products of TF32, fp32
 //   single.cuh  fp32 on the plain units, where there is no TF32 or too little shared memory for tiles of it
 //

@@ -1,6 +1,7 @@
 #include "launch.h"
 
 #include "../common/launch_kernel.cuh"
+#include "hopper.h"
 #include "kernel.cuh"
 
 namespace swinopt {
@@ -96,6 +97,11 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
                                     size_of(dtype));
     if (!placed) return cudaErrorMisalignedAddress;
     WindowAttentionPlan const plan = window_attention_plan(params, dtype, device);
+    HopperWindowPlan const hopper = hopper_window_plan(params, dtype, device);
+    if (hopper.heads) {
+        cudaError_t const status = hopper_window_attention(params, hopper, dtype, device, stream);
+        if (status != cudaErrorNotSupported) return status;
+    }
     Kernel const kernel = params.logit_scale ? kernel_of<true>(plan, dtype) : kernel_of<false>(plan, dtype);
     if (plan.shared_bytes > 48 * 1024) {
         // Always as much: other threads may launch the same kernel with more.

@@ -26,7 +26,7 @@ from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-HOPPER, TURING = Device(90, 132, 232448), Device(75, 40, 65536)
+HOPPER, AMPERE, TURING = Device(90, 132, 232448), Device(80, 108, 166912), Device(75, 40, 65536)
 #: One file an op, since each launcher has an anonymous namespace of its own.
 DRIVER = """
 #include "cuda_runtime_api.h"
@@ -34,14 +34,25 @@ DRIVER = """
 extern "C" int {op}(swinopt::{params} const* params, int dtype, int capability, int multiprocessors, int shared_bytes,
                     int lazy) {{
     emulation::copies_are_lazy = lazy;
-    emulation::caller = emulation::call<swinopt::{params}>;
     swinopt::Device const device{{capability, multiprocessors, shared_bytes}};
     return swinopt::{op}(*params, static_cast<swinopt::DType>(dtype), device, nullptr);
 }}
 """
+#: The kernels that are for Hopper alone, and what they would make of an attention.
+FOR_HOPPER = """
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
+#include "cuda_runtime_api.h"
+#include "window_attention/hopper.cu"
+extern "C" void hopper_plan(swinopt::WindowAttentionParams p, int dtype, int capability, int multiprocessors,
+                            int shared_bytes, swinopt::HopperWindowPlan* plan) {
+    swinopt::Device const device{capability, multiprocessors, shared_bytes};
+    swinopt::window_attention_plan(p, static_cast<swinopt::DType>(dtype), device);
+    *plan = swinopt::hopper_window_plan(p, static_cast<swinopt::DType>(dtype), device);
+}
+"""
 SHARED_MEMORY = """
 #include "cuda_runtime_api.h"
-namespace swinopt { __align__(16) unsigned char shared[emulation::kSharedBytes]; }
+namespace swinopt { __align__(1024) unsigned char shared[emulation::kSharedBytes]; }
 unsigned char* emulation::shared_memory() { return swinopt::shared; }
 extern "C" void write_late(void* at, std::size_t bytes) { emulation::write_late(at, bytes); }
 """
@@ -62,11 +73,16 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         text = source.read_text(encoding="utf-8")
         source.write_text(re.sub(r"(?<!extern )\b__shared__", "static", text), encoding="utf-8")
     (folder / "shared.cpp").write_text(SHARED_MEMORY, encoding="utf-8")
+    (folder / "for_hopper.cpp").write_text(FOR_HOPPER, encoding="utf-8")
     for op_type, op in cuda_plugins.FOLDERS.items():
         (folder / f"{op}.cpp").write_text(DRIVER.format(op=op, params=f"{op_type}Params"), encoding="utf-8")
     library = folder / "emulated.so"
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{folder}", "-o", str(library)]
-    done = subprocess.run([*command, *map(str, folder.glob("*.cpp"))], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *map(str, folder.glob("*.cpp")), str(folder / "common" / "tensor_map.cpp")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))
 
@@ -160,7 +176,7 @@ def error_of(
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])
-@pytest.mark.parametrize("multiprocessors", [1, 3, 132])
+@pytest.mark.parametrize("multiprocessors", [1, 3, 108])
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(
     ("window", "size"),
@@ -176,7 +192,7 @@ def test_small_windows(
     lazy: bool,
 ) -> None:
     """One multiprocessor gives every block several windows in a row; with more of them two or four blocks share one."""
-    device = Device(90, multiprocessors, HOPPER.shared_bytes)
+    device = Device(80, multiprocessors, AMPERE.shared_bytes)
     shift = tuple(w // 2 for w in window)
     error = error_of(
         emulated, size, window, shift, 32, 2, torch.float16, cosine=cosine, device=device, lazy=lazy, roll_first=cosine
@@ -187,7 +203,7 @@ def test_small_windows(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", [1, 3, 4, 5])
 def test_heads_side_by_side(emulated: ctypes.CDLL, heads: int, dtype: torch.dtype) -> None:
-    device = Device(90, 1, HOPPER.shared_bytes)
+    device = Device(80, 1, AMPERE.shared_bytes)
     assert (
         error_of(emulated, (7, 14), (7, 7), (3, 3), 32, heads, dtype, batch=3, device=device) < truth.TOLERANCES[dtype]
     )
@@ -257,6 +273,151 @@ def test_any_scale(emulated: ctypes.CDLL, scale: float) -> None:
     assert (
         error_of(emulated, (7, 7), (7, 7), (0, 0), 32, 1, torch.float16, scale=scale) < truth.TOLERANCES[torch.float16]
     )
+
+
+class HopperPlan(ctypes.Structure):
+    """HopperWindowPlan of cuda_plugins/window_attention/hopper.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int) for name in ("heads", "abreast", "stages", "chunks", "threads", "shared_bytes")
+    )
+
+
+def hopper_plan(
+    emulated: ctypes.CDLL,
+    size: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    heads: int,
+    *,
+    batch: int = 1,
+    head_dim: int = 32,
+    dtype: torch.dtype = torch.float16,
+    device: Device = HOPPER,
+    pointer: int = 1 << 20,
+    **attributes: Any,
+) -> HopperPlan:
+    n, name = math.prod(window), str(dtype).removeprefix("torch.")
+    padded = any(s % w for s, w in zip(size, window, strict=True))
+    shapes = [(batch, *size, 3 * heads * head_dim), (heads, n, n), None, (3 * heads * head_dim,) if padded else None]
+    given = [None if shape is None else Tensor(shape, name, pointer) for shape in shapes]
+    attributes = {**truth.attention_attributes(window, shift, heads, head_dim**-0.5), **attributes}
+    output = Tensor((batch, *size, heads * head_dim), name, pointer)
+    launch = cuda_plugins.plan("WindowAttention", given, [output], attributes, device)
+    plan = HopperPlan()
+    sizes = (device.capability, device.multiprocessors, device.shared_bytes)
+    emulated.hopper_plan(launch.parameters, TYPES[dtype], *sizes, ctypes.byref(plan))
+    return plan
+
+
+#: size, window, shift, heads, batch: one window alone, seams through rows, columns and both, windows and heads abreast.
+ON_HOPPER = [
+    ((7, 7), (7, 7), (0, 0), 1, 1),
+    ((7, 7), (7, 7), (3, 3), 3, 2),
+    ((14, 14), (7, 7), (3, 3), 2, 1),
+    ((14, 7), (7, 7), (3, 0), 2, 3),
+    ((7, 14), (7, 7), (0, 3), 4, 2),
+    ((14, 21), (7, 7), (5, 1), 1, 2),
+    ((16, 8), (8, 8), (4, 4), 3, 3),
+    ((8, 16), (8, 8), (2, 6), 2, 2),
+    ((12, 6), (6, 6), (2, 4), 5, 1),
+    ((10, 16), (5, 8), (2, 4), 2, 2),
+]
+
+
+@pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize(("size", "window", "shift", "heads", "batch"), ON_HOPPER, ids=str)
+def test_small_windows_on_hopper(
+    emulated: ctypes.CDLL,
+    size: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    heads: int,
+    batch: int,
+    cosine: bool,
+    multiprocessors: int,
+    lazy: bool,
+) -> None:
+    device = Device(90, multiprocessors, HOPPER.shared_bytes)
+    assert hopper_plan(emulated, size, window, shift, heads, batch=batch, device=device).heads
+    dtype = torch.bfloat16 if cosine else torch.float16
+    error = error_of(
+        emulated, size, window, shift, 32, heads, dtype, batch=batch, cosine=cosine, device=device, lazy=lazy
+    )
+    assert error < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_masks_that_16_bits_do_not_hold(emulated: ctypes.CDLL, dtype: torch.dtype, cosine: bool) -> None:
+    size, window, shift = (14, 7), (7, 7), (3, 3)
+    inputs = truth.attention_inputs(partial(numbers, dtype=dtype), 1, size, window, 32, 1, cosine)
+    for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3e38):
+        attributes = {**truth.attention_attributes(window, shift, 1, 0.25), "mask_value": value}
+        assert hopper_plan(emulated, size, window, shift, 1, dtype=dtype, mask_value=value).heads
+        output = Poisoned(1, *size, 32, dtype=dtype)
+        run(emulated, "WindowAttention", inputs, [output], attributes)
+        expected = truth.window_attention(*inputs, **attributes)
+        assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype], value
+
+
+@pytest.mark.parametrize("device", [HOPPER, AMPERE], ids=["Hopper", "Ampere"])
+def test_what_is_not_finite_stays_in_its_window(emulated: ctypes.CDLL, device: Device) -> None:
+    """Each block has several windows one after the other, in the same places."""
+    device = Device(device.capability, 1, device.shared_bytes)
+    qkv, bias = numbers((12, 7, 7, 96), dtype=torch.float16), numbers((1, 49, 49), dtype=torch.float16)
+    attributes = truth.attention_attributes((7, 7), (0, 0), 1, 0.25)
+    clean, spoiled = (torch.zeros(12, 7, 7, 32, dtype=torch.float16) for _ in range(2))
+    launched(emulated, "WindowAttention", [qkv, bias, None, None], [clean], attributes, device=device)
+    qkv[::2] = math.inf
+    launched(emulated, "WindowAttention", [qkv, bias, None, None], [spoiled], attributes, device=device)
+    assert torch.equal(spoiled[1::2], clean[1::2])
+    assert spoiled[::2].isnan().all()
+
+
+def test_what_the_kernel_for_hopper_takes(emulated: ctypes.CDLL) -> None:
+    plan = partial(hopper_plan, emulated)
+    swin = ((56, 56), (7, 7), (3, 3), 4)
+    assert plan(*swin).heads and plan(*swin, dtype=torch.bfloat16).heads
+    refused = {
+        "another GPU": plan(*swin, device=AMPERE),
+        "float32": plan(*swin, dtype=torch.float32),
+        "padding": plan((57, 56), *swin[1:]),
+        "three axes": plan((8, 14, 14), (2, 7, 7), (1, 3, 3), 4),
+        "a large window": plan((24, 24), (12, 12), (6, 6), 4),
+        "a small window": plan((20, 20), (5, 5), (2, 2), 4),
+        "boxes that begin in the middle of a line": plan((12, 12), (6, 6), (3, 3), 4),
+        "another head": plan(*swin, head_dim=64),
+        "pointers": plan(*swin, pointer=8),
+        "a mask that favours": plan(*swin, mask_value=1.0),
+        "a mask that 16 bits do not hold beside this scale": plan(*swin, scale=1e-4, mask_value=-1e4),
+        "no scale": plan(*swin, scale=0.0),
+        "offsets of more than 32 bits": plan((448, 448), (7, 7), (3, 3), 4, batch=64),
+    }
+    assert [why for why, found in refused.items() if found.heads] == []
+
+
+def test_how_the_kernel_for_hopper_cuts_its_work(emulated: ctypes.CDLL) -> None:
+    """No block is more than a multiprocessor holds, and there are no more of them, unless heads leave no choice."""
+    for (window, side), heads, batch, multiprocessors in itertools.product(
+        (((7, 7), 56), ((7, 7), 7), ((8, 8), 64), ((8, 8), 8), ((5, 7), 35)),
+        (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 96),
+        (1, 2, 7, 32, 64),
+        (1, 78, 114, 132),
+    ):
+        device = Device(90, multiprocessors, HOPPER.shared_bytes)
+        plan = hopper_plan(emulated, (side, side), window, (0, 0), heads, batch=batch, device=device)
+        case = (window, side, heads, batch, multiprocessors, [getattr(plan, name) for name, _ in plan._fields_])
+        windows, warpgroups = batch * side * side // math.prod(window), plan.heads * plan.abreast
+        assert plan.heads and heads % plan.heads == 0, case
+        assert 1 <= warpgroups <= 4 and plan.threads == 128 * warpgroups + 64, case
+        assert 1 <= plan.stages <= 3 and warpgroups * plan.stages <= 32, case
+        assert plan.shared_bytes <= device.shared_bytes, case
+        assert 1 <= plan.chunks <= windows and plan.abreast <= -(-windows // plan.chunks), case
+        groups = heads // plan.heads
+        assert groups * plan.chunks <= max(groups, multiprocessors), case
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

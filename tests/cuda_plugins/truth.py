@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -135,9 +136,16 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def launched(
-    op_type: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], attributes: dict[str, Any]
+    op_type: str,
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    attributes: dict[str, Any],
+    library: ctypes.CDLL | None = None,
 ) -> str:
-    """Runs an op's kernel on PyTorch's tensors and current stream; returns the kernel's name."""
+    """Runs an op's kernel on PyTorch's tensors and current stream; returns the kernel's name.
+
+    It is compiled by NVRTC, or with ``library`` the C++ plugin library's own, which may be another one than that named.
+    """
     from swinopt.cuda_plugins import launch, plan, runtime
 
     def described(tensor: Tensor) -> launch.Tensor:
@@ -150,8 +158,24 @@ def launched(
         attributes,
         runtime.device(),
     )
-    runtime.launch(job, torch.cuda.current_stream().cuda_stream)
+    stream = torch.cuda.current_stream().cuda_stream
+    if library is None:
+        runtime.launch(job, stream)
+    else:
+        dtype = [torch.float32, torch.float16, torch.bfloat16].index(outputs[0].dtype)
+        status = library[_SYMBOLS[op_type]](ctypes.byref(job.parameters), dtype, ctypes.c_void_p(stream))
+        if status:
+            raise RuntimeError(f"the plugin library does not launch {op_type}: CUDA error {status}")
     return job.kernel
+
+
+#: What the C++ plugin library calls the ops.
+_SYMBOLS = {
+    "WindowAttention": "swinopt_window_attention",
+    "AddLayerNorm": "swinopt_add_layer_norm",
+    "LayerNorm": "swinopt_layer_norm",
+    "PatchMerging": "swinopt_patch_merging",
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps
@@ -239,24 +263,32 @@ def window_attention_error(
     roll_first: bool = False,
     misaligned: bool = False,
     scale: float | None = None,
+    mask_value: float = -100.0,
+    library: ctypes.CDLL | None = None,
 ) -> float:
     """The kernel's error on random inputs; NaN where it left an element out or wrote beside its output."""
     make = partial(random, dtype=dtype, misaligned=misaligned)
     inputs = attention_inputs(make, batch, size, window, head_dim, heads, cosine)
     attributes = attention_attributes(window, shift, heads, head_dim**-0.5 if scale is None else scale, roll_first)
+    attributes["mask_value"] = mask_value
     output = Buffer((batch, *size, head_dim * heads), dtype, misaligned=misaligned)
-    launched("WindowAttention", inputs, [output.tensor], attributes)
+    launched("WindowAttention", inputs, [output.tensor], attributes, library)
     expected = window_attention(*inputs, **attributes)
     return relative_error(output.tensor, expected) if output.surroundings_are_untouched else math.nan
 
 
 def add_layer_norm_error(
-    shape: Sequence[int], dtype: torch.dtype, *, mean: float = 0.0, misaligned: bool = False
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    mean: float = 0.0,
+    misaligned: bool = False,
+    library: ctypes.CDLL | None = None,
 ) -> float:
     a, b = (random(shape, dtype, misaligned=misaligned).add_(mean) for _ in range(2))
     gamma, beta = (random(shape[-1:], dtype, misaligned=misaligned) for _ in range(2))
     outputs = [Buffer(shape, dtype, misaligned=misaligned) for _ in range(2)]
-    launched("AddLayerNorm", [a, b, gamma, beta], [o.tensor for o in outputs], {"epsilon": 1e-5})
+    launched("AddLayerNorm", [a, b, gamma, beta], [o.tensor for o in outputs], {"epsilon": 1e-5}, library)
     expected = add_layer_norm(a, b, gamma, beta, epsilon=1e-5)
     errors = [relative_error(o.tensor, e) for o, e in zip(outputs, expected, strict=True)]
     return (
@@ -267,22 +299,30 @@ def add_layer_norm_error(
 
 
 def layer_norm_error(
-    shape: Sequence[int], dtype: torch.dtype, *, residual: bool, mean: float = 0.0, misaligned: bool = False
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    residual: bool,
+    mean: float = 0.0,
+    misaligned: bool = False,
+    library: ctypes.CDLL | None = None,
 ) -> float:
     make = partial(random, dtype=dtype, misaligned=misaligned)
     inputs = [make(shape).add_(mean), make(shape[-1:]), make(shape[-1:]), *([make(shape)] if residual else [])]
     output = Buffer(shape, dtype, misaligned=misaligned)
-    launched("LayerNorm", inputs, [output.tensor], {"epsilon": 1e-5})
+    launched("LayerNorm", inputs, [output.tensor], {"epsilon": 1e-5}, library)
     expected = layer_norm(*inputs, epsilon=1e-5)
     return relative_error(output.tensor, expected) if output.surroundings_are_untouched else math.nan
 
 
-def patch_merging_error(shape: Sequence[int], dtype: torch.dtype, *, misaligned: bool = False) -> float:
+def patch_merging_error(
+    shape: Sequence[int], dtype: torch.dtype, *, misaligned: bool = False, library: ctypes.CDLL | None = None
+) -> float:
     batch, height, width, channels = shape
     x = random(shape, dtype, misaligned=misaligned)
     gamma, beta = (random((4 * channels,), dtype, misaligned=misaligned) for _ in range(2))
     output = Buffer((batch, math.ceil(height / 2), math.ceil(width / 2), 4 * channels), dtype, misaligned=misaligned)
-    launched("PatchMerging", [x, gamma, beta], [output.tensor], {"epsilon": 1e-5})
+    launched("PatchMerging", [x, gamma, beta], [output.tensor], {"epsilon": 1e-5}, library)
     expected = patch_merging(x, gamma, beta, epsilon=1e-5)
     return relative_error(output.tensor, expected) if output.surroundings_are_untouched else math.nan
 

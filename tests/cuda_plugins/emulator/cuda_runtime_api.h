@@ -1,6 +1,7 @@
 // Runs CUDA kernels on a CPU, a thread as a fiber, so that they can be tested where there is no GPU. Slow, and exact about
-// what a GPU leaves open: copies that nobody waits for never arrive, or arrive at once, as the test likes; threads of a
-// warp that do not all reach a shuffle are an error. It knows what the kernels use, and no more of CUDA.
+// what a GPU leaves open: copies that nobody waits for never arrive, or arrive at once, as the test likes, and with the
+// latter the last warps run as far ahead of the others as they can; threads of a warp that do not all reach a shuffle are
+// an error. It knows what the kernels use, and no more of CUDA.
 #pragma once
 
 #include <ucontext.h>
@@ -21,6 +22,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -32,6 +34,10 @@ struct uint4 {
 };
 struct int2 {
     int x, y;
+};
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct __attribute__((aligned(8))) float2 {
     float x, y;
@@ -45,7 +51,12 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 using std::max;
 using std::min;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMisalignedAddress = 716 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMisalignedAddress = 716,
+    cudaErrorNotSupported = 801
+};
 using cudaStream_t = void*;
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
        cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
@@ -60,11 +71,17 @@ constexpr std::size_t kSharedBytes = 256 << 10, kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
 struct Index {
-    int x = 0;
+    int x = 0, y = 0;
 };
 
 struct Barrier {
     int arrived = 0, round = 0;
+};
+
+// Under way to shared memory, with a barrier there that counts its bytes.
+struct BulkCopy {
+    unsigned barrier;
+    std::vector<std::pair<unsigned, std::vector<unsigned char>>> pieces;  // by address
 };
 
 struct Copy {
@@ -81,14 +98,15 @@ struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     int id = 0;
-    bool done = false;
+    bool done = false, has_waited = false;  // for kernels before
     std::deque<std::vector<Copy>> groups{{}};  // of copies under way, the open one last
 };
 
 struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
-    Barrier barrier;
+    Barrier barriers[16];  // by number; 0 is __syncthreads()'s
+    std::deque<BulkCopy> copies;
     ucontext_t scheduler;
     std::function<void()> body;
     int current = 0, progress = 0;
@@ -124,20 +142,24 @@ inline void end_kernels_before() {
 }
 
 [[noreturn]] inline void fail(char const* why) {
-    std::fprintf(stderr, "emulation: %s (block %d, thread %d)\n", why, block_index.x, block ? block->current : -1);
+    int const thread = block ? block->current : -1;
+    std::fprintf(stderr, "emulation: %s (block %d, %d, thread %d)\n", why, block_index.x, block_index.y, thread);
     std::abort();
 }
 
 inline void yield() { swapcontext(&thread().context, &block->scheduler); }
 
+inline bool arrive(Barrier& barrier, int expected) {
+    ++block->progress;
+    if (++barrier.arrived < expected) return false;
+    barrier.arrived = 0;
+    ++barrier.round;
+    return true;
+}
+
 inline void wait(Barrier& barrier, int expected) {
     int const round = barrier.round;
-    ++block->progress;
-    if (++barrier.arrived == expected) {
-        barrier.arrived = 0;
-        ++barrier.round;
-        return;
-    }
+    if (arrive(barrier, expected)) return;
     while (barrier.round == round) yield();
     ++block->progress;
 }
@@ -183,7 +205,7 @@ void call(void const* kernel, void** arguments) {
     reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel))(*static_cast<Params*>(arguments[0]));
 }
 
-inline void launch(void const* kernel, int blocks, int threads, std::size_t shared_bytes, void** arguments) {
+inline void launch(void const* kernel, dim3 blocks, int threads, std::size_t shared_bytes, void** arguments) {
     if (threads % kLanes || shared_bytes > kSharedBytes) fail("such a block does not exist");
     block_size.x = threads;
     Block own;
@@ -193,32 +215,50 @@ inline void launch(void const* kernel, int blocks, int threads, std::size_t shar
     own.threads.resize(static_cast<std::size_t>(threads));
     own.warps.resize(static_cast<std::size_t>(threads / kLanes));
     own.body = [&] { caller(kernel, arguments); };
-    for (Thread& t : own.threads) t.stack = std::make_unique<char[]>(kStackBytes);
-    for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
+    for (Thread& t : own.threads) t.stack.reset(new char[kStackBytes]);
+    for (unsigned number = 0; number < blocks.x * blocks.y; ++number) {
+        block_index = {static_cast<int>(number % blocks.x), static_cast<int>(number / blocks.x)};
         // NaN in every type: what is read before it is written shows, and what lies behind the block's part stays NaN.
         std::memset(own.shared, 0xff, kSharedBytes);
-        own.barrier = {};
+        std::fill(std::begin(own.barriers), std::end(own.barriers), Barrier{});
         for (Warp& w : own.warps) w.barrier = {};
         int left = threads;
         for (int i = 0; i < threads; ++i) {
             Thread& t = own.threads[static_cast<std::size_t>(i)];
-            t.id = i, t.done = false, t.groups = {{}};
+            t.id = i, t.done = t.has_waited = false, t.groups = {{}};
             getcontext(&t.context);
             t.context.uc_stack.ss_sp = t.stack.get();
             t.context.uc_stack.ss_size = kStackBytes;
             t.context.uc_link = nullptr;
             makecontext(&t.context, enter, 0);
         }
+        auto const run = [&](int first, int count) {
+            int alive = 0;
+            for (own.current = first; own.current < first + count; ++own.current) {
+                if (thread().done) continue;
+                swapcontext(&own.scheduler, &thread().context);
+                alive += !thread().done;
+            }
+            return alive;
+        };
         while (left) {
             int const before = own.progress;
             left = 0;
-            for (own.current = 0; own.current < threads; ++own.current) {
-                if (own.threads[static_cast<std::size_t>(own.current)].done) continue;
-                swapcontext(&own.scheduler, &thread().context);
-                left += !thread().done;
+            if (copies_are_lazy) {
+                left = run(0, threads);
+            } else {
+                for (int first = threads - kLanes; first >= 0; first -= kLanes) {
+                    int alive, was;
+                    do {
+                        was = own.progress;
+                        alive = run(first, kLanes);
+                    } while (own.progress != was);
+                    left += alive;
+                }
             }
             if (left && own.progress == before) fail("threads wait for others that never come");
         }
+        if (!own.copies.empty()) fail("copies that nobody waits for");
         for (std::size_t i = own.shared_bytes; i < kSharedBytes; ++i)
             if (own.shared[i] != 0xff) fail("written beyond the shared memory that the block asked for");
     }
@@ -232,7 +272,7 @@ inline void launch(void const* kernel, int blocks, int threads, std::size_t shar
 #define blockIdx (emulation::block_index)
 #define blockDim (emulation::block_size)
 
-inline void __syncthreads() { emulation::wait(emulation::block->barrier, emulation::block_size.x); }
+inline void __syncthreads() { emulation::wait(emulation::block->barriers[0], emulation::block_size.x); }
 inline void __syncwarp() { emulation::wait(emulation::warp().barrier, emulation::kLanes); }
 template <class T>
 T __shfl_sync(unsigned, T value, int from) {

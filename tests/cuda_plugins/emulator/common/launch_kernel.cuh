@@ -10,11 +10,11 @@
 namespace swinopt {
 
 template <class Params>
-cudaError_t launch_kernel(void (*kernel)(Params), Params params, unsigned blocks, unsigned threads,
+cudaError_t launch_kernel(void (*kernel)(Params), Params params, dim3 blocks, unsigned threads,
                           std::size_t shared_bytes, DType, Device const&, cudaStream_t) {
     void* arguments[] = {&params};
-    emulation::launch(reinterpret_cast<void const*>(kernel), static_cast<int>(blocks), static_cast<int>(threads),
-                      shared_bytes, arguments);
+    emulation::caller = emulation::call<Params>;
+    emulation::launch(reinterpret_cast<void const*>(kernel), blocks, static_cast<int>(threads), shared_bytes, arguments);
     return cudaSuccess;
 }
 

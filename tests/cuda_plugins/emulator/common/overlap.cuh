@@ -6,6 +6,9 @@
 namespace swinopt {
 
 inline void let_next_kernel_in() {}
-inline void wait_for_kernels_before() { emulation::end_kernels_before(); }
+inline void wait_for_kernels_before() {
+    emulation::end_kernels_before();
+    emulation::thread().has_waited = true;
+}
 
 }  // namespace swinopt

@@ -1,0 +1,31 @@
+#include "tensor_map.h"
+
+#include <dlfcn.h>
+
+namespace swinopt {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's, found at run time: where engines are built for other machines there may be none.
+Encode encode() {
+    static Encode const found = [] {
+        void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+        return driver ? reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled")) : nullptr;
+    }();
+    return found;
+}
+
+}  // namespace
+
+bool describe_tensor(CUtensorMap& map, DType dtype, void const* tensor, int axes, cuuint64_t const* size,
+                     cuuint64_t const* pitch, cuuint32_t const* box, CUtensorMapSwizzle swizzle) {
+    if (!encode()) return false;
+    CUtensorMapDataType const type =
+        dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    cuuint32_t const step[] = {1, 1, 1, 1, 1};
+    return encode()(&map, type, axes, const_cast<void*>(tensor), size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace swinopt

@@ -1,0 +1,63 @@
+#include "hopper.cuh"
+
+#include <algorithm>
+
+#include "../common/launch_kernel.cuh"
+#include "../common/tensor_map.h"
+#include "launch.h"
+
+namespace swinopt {
+namespace {
+
+using Kernel = void (*)(HopperWindowAttention);
+
+// Of qkv, in boxes of a head's channels and tokens of a window; nothing of a box that there is not.
+bool describe(CUtensorMap& map, DType dtype, WindowAttentionParams const& p, int height, int width) {
+    if (height == 0 || width == 0) return true;
+    cuuint64_t const channels = 3ull * p.num_heads * kHopperHead, columns = p.size[2], rows = p.size[1];
+    cuuint64_t const size[] = {channels, columns, rows, static_cast<cuuint64_t>(p.batch)};
+    cuuint64_t const pitch[] = {2 * channels, 2 * channels * columns, 2 * channels * columns * rows};
+    cuuint32_t const box[] = {kHopperHead, static_cast<cuuint32_t>(width), static_cast<cuuint32_t>(height), 1};
+    return describe_tensor(map, dtype, p.qkv, size, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B);
+}
+
+template <class T>
+Kernel kernel_of(int key_tiles, bool cosine) {
+    if (key_tiles == 7)
+        return cosine ? hopper_window_attention_kernel<T, 7, true> : hopper_window_attention_kernel<T, 7, false>;
+    return cosine ? hopper_window_attention_kernel<T, 8, true> : hopper_window_attention_kernel<T, 8, false>;
+}
+
+}  // namespace
+
+cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPlan const& plan, DType dtype,
+                                    Device const& device, cudaStream_t stream) {
+    HopperWindowAttention arguments{};
+    HopperBoxes const boxes = hopper_boxes(params);
+    for (int height = 0; height < 3; ++height)
+        for (int width = 0; width < 2; ++width)
+            if (!describe(arguments.boxes[height][width], dtype, params, boxes.heights[height], boxes.widths[width]))
+                return cudaErrorNotSupported;
+    params.heads_per_block = plan.heads;
+    params.mask_value = std::max(params.mask_value, -kHopperLargestMask / params.inverse_scale);
+    arguments.p = params;
+    int const windows = static_cast<int>(window_attention_windows(params));
+    arguments.windows_each = windows / plan.chunks;
+    arguments.windows_more = windows % plan.chunks;
+    arguments.stages = plan.stages;
+    arguments.abreast = plan.abreast;
+    int const tokens = params.window[1] * params.window[2];
+    arguments.results_bytes = hopper_results_bytes(tokens, plan.heads, plan.abreast);
+    int const tiles = tokens <= 56 ? 7 : 8;
+    bool const cosine = params.logit_scale != nullptr;
+    Kernel const kernel =
+        dtype == DType::kFloat16 ? kernel_of<__half>(tiles, cosine) : kernel_of<__nv_bfloat16>(tiles, cosine);
+    // Always as much: other threads may launch the same kernel with more.
+    cudaError_t const status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+    if (status != cudaSuccess) return status;
+    dim3 const blocks(params.num_heads / plan.heads, plan.chunks);
+    return launch_kernel(kernel, arguments, blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
+}
+
+}  // namespace swinopt

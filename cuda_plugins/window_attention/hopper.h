@@ -1,0 +1,97 @@
+// window_attention on Hopper: what the kernel takes, and how it cuts its work. Host code, no CUDA calls.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/launch.h"
+#include "params.h"
+#include "plan.h"
+
+namespace swinopt {
+
+constexpr int kHopperHead = 32;                           // channels of a head
+constexpr int kHopperSmallest = 33, kHopperLargest = 64;  // tokens of a window
+constexpr int kHopperMostGroups = 4, kHopperLoaders = 2;  // warpgroups of a block, and warps that bring windows
+constexpr int kHopperMaskBytes = 4 * 2048;
+// What hides a key is a number of 16 bits, so it can be no more than this beside q k^T, and at least the other one beside
+// the scores: e^-1000 is 0.
+constexpr float kHopperLargestMask = 4e4f, kHopperLeastMask = 1e3f;
+
+// How a window comes to shared memory: the columns before the seam of the rolled map, then those behind it, which lie
+// elsewhere if the seam runs through the window. Its slots are numbered in that order. Where the seam runs through its
+// rows, each of the two comes in two boxes.
+struct HopperBoxes {
+    int widths[2];   // of the columns; the second one is 0 without a shift
+    int heights[3];  // all rows; those before the seam; those behind it, 0 without a shift
+};
+
+inline HopperBoxes hopper_boxes(WindowAttentionParams const& p) {
+    return {{p.window[2] - p.shift[2], p.shift[2]}, {p.window[1], p.window[1] - p.shift[1], p.shift[1]}};
+}
+
+struct HopperWindowPlan {
+    int heads;    // of a block, a warpgroup for each
+    int abreast;  // windows that a block computes at the same time, warpgroups for each
+    int stages;   // windows that a warpgroup has room for
+    int chunks;   // that the windows are dealt out in
+    int threads;
+    int shared_bytes;
+};
+
+// One head's q, k and v, the latter filled up to a multiple of 16 tokens.
+template <int kKeyTiles>
+constexpr int kHopperHeadBytes = 64 * (16 * kKeyTiles + (kKeyTiles + 1) / 2 * 16);
+
+// Results of all warps, or before them the bias of a block's heads, from 16 bytes to 16 bytes.
+inline int hopper_results_bytes(int tokens, int heads, int abreast) {
+    int const results = 4 * 1024 * heads * abreast, bias = 2 * heads * tokens * tokens + 2 * 16;
+    return (std::max(results, bias) + 127) / 128 * 128;
+}
+
+inline int hopper_window_shared_bytes(int tokens, int heads, int abreast, int stages) {
+    int const groups = heads * abreast, head_bytes = tokens <= 56 ? kHopperHeadBytes<7> : kHopperHeadBytes<8>;
+    int const norms = 1024 * groups, barriers = 16 * (1 + groups * stages);
+    return groups * stages * head_bytes + hopper_results_bytes(tokens, heads, abreast) + norms + kHopperMaskBytes +
+           barriers;
+}
+
+// For what window_attention_plan() has filled in; `heads` is 0 where the kernel cannot do it.
+inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType dtype, Device const& device) {
+    HopperWindowPlan plan{};
+    int const n = p.window[1] * p.window[2];
+    long long const windows = window_attention_windows(p);
+    // A box begins at a multiple of 128 bytes, two tokens.
+    HopperBoxes const boxes = hopper_boxes(p);
+    auto const is_even = [](int count) { return count % 2 == 0; };
+    bool const even = (!boxes.widths[1] || is_even(p.window[1] * boxes.widths[0])) &&
+                      (!boxes.heights[2] || (is_even(boxes.heights[1] * boxes.widths[0]) &&
+                                             is_even(boxes.heights[1] * boxes.widths[1])));
+    bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
+    bool const masks = p.mask_value <= 0 && (p.mask_value * p.inverse_scale >= -kHopperLargestMask ||
+                                             kHopperLargestMask >= kHopperLeastMask * p.inverse_scale);
+    if (device.capability != kHopper || dtype == DType::kFloat32 || p.head_dim != kHopperHead || p.size[0] != 1 ||
+        p.window[0] != 1 || n < kHopperSmallest || n > kHopperLargest || !whole || !even || !masks ||
+        !are_aligned({p.qkv, p.relative_position_bias, p.output}, 16) || (!p.logit_scale && p.scale <= 1e-6f) ||
+        windows >= 1ll << 21 || windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32)
+        return plan;
+    // With few windows the fewest heads, since a block begins when it has the bias of all of its heads.
+    long long const work = windows * p.num_heads, most = device.multiprocessors;
+    plan.heads = work <= 8 * most ? 1 : p.num_heads % 2 == 0 ? 2 : p.num_heads % 3 == 0 ? 3 : 1;
+    plan.chunks = static_cast<int>(std::min(windows, std::max(1ll, most * plan.heads / p.num_heads)));
+    int const each = static_cast<int>((windows + plan.chunks - 1) / plan.chunks);
+    plan.abreast = std::min(each, kHopperMostGroups / plan.heads);
+    // More on its way than it takes lets the first windows wait for all the others.
+    plan.stages = std::min(plan.abreast > 1 ? 2 : 3, (each + plan.abreast - 1) / plan.abreast);
+    auto const shared_bytes = [&] { return hopper_window_shared_bytes(n, plan.heads, plan.abreast, plan.stages); };
+    while (shared_bytes() > device.shared_bytes) --plan.stages;
+    plan.shared_bytes = shared_bytes();
+    plan.threads = 128 * plan.heads * plan.abreast + 32 * kHopperLoaders;
+    return plan;
+}
+
+// Enqueues it. cudaErrorNotSupported where the driver knows no tensor maps, or this library was compiled without the
+// kernel.
+cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPlan const& plan, DType dtype,
+                                    Device const& device, cudaStream_t stream);
+
+}  // namespace swinopt

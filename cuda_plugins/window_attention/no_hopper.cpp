@@ -1,0 +1,10 @@
+// Where nvcc knows no sm_90a, or was not asked for sm_90.
+#include "hopper.h"
+
+namespace swinopt {
+
+cudaError_t hopper_window_attention(WindowAttentionParams, HopperWindowPlan const&, DType, Device const&, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
+
+}  // namespace swinopt

@@ -1,0 +1,23 @@
+// In place of the driver's tensor maps: ones that the emulation can read, with the driver's rules.
+#include "tensor_map.h"
+
+#include <cuda_runtime_api.h>
+
+namespace swinopt {
+
+bool describe_tensor(CUtensorMap& map, DType, void const* tensor, int axes, cuuint64_t const* size,
+                     cuuint64_t const* pitch, cuuint32_t const* box, CUtensorMapSwizzle swizzle) {
+    map = {};
+    map.tensor = static_cast<unsigned char const*>(tensor), map.axes = axes, map.swizzle = swizzle;
+    if (reinterpret_cast<std::uintptr_t>(tensor) % 16) emulation::fail("a tensor map of a tensor that is not aligned");
+    if (2 * box[0] > (swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64 : 128)) emulation::fail("a box wider than its swizzle");
+    for (int axis = 0; axis < axes; ++axis) {
+        map.size[axis] = size[axis], map.box[axis] = box[axis];
+        map.pitch[axis] = axis ? pitch[axis - 1] : 2;
+        if (!size[axis] || !box[axis] || box[axis] > 256) emulation::fail("a tensor map without elements, or a large box");
+        if (axis && map.pitch[axis] % 16) emulation::fail("a tensor map with rows that are not aligned");
+    }
+    return true;
+}
+
+}  // namespace swinopt
