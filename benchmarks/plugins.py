@@ -96,7 +96,8 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
         f"- machine: {machine['gpu, driver']}; a copy of 8 GB moves {found['copy_tb_s']:.2f} TB/s (read and written)",
         f"- engines: TensorRT {machine['TensorRT']}, linears in fp16 by cuBLASLt {machine['cuBLASLt']}, "
         f"Python {machine['Python']}",
-        f"- kernels by {found['kernels']}, references by torch {found['torch']}, Python {platform.python_version()}",
+        f"- kernels by {found.get('kernels', 'NVRTC')}, references by torch {found['torch']}, "
+        f"Python {platform.python_version()}",
         f"- packages: swinopt {version('swinopt')}, timm {version('timm')}, onnx {version('onnx')}",
         f"- bars: {'all met' if not missed else '; '.join('MISSED ' + bar for bar in missed)}",
         "",

@@ -39,7 +39,7 @@ cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPl
             if (!describe(arguments.boxes[height][width], dtype, params, boxes.heights[height], boxes.widths[width]))
                 return cudaErrorNotSupported;
     params.heads_per_block = plan.heads;
-    params.mask_value = std::max(params.mask_value, -kHopperLargestMask / params.inverse_scale);
+    params.mask_value = std::max(params.mask_value, kHopperLowestMask / params.inverse_scale);
     arguments.p = params;
     int const windows = static_cast<int>(window_attention_windows(params));
     arguments.windows_each = windows / plan.chunks;

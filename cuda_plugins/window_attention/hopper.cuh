@@ -1,9 +1,9 @@
 // window_attention on Hopper, windows of 33 to 64 tokens in 16 bits.
 //
 // A warpgroup computes one head of one window. q, k and v come to shared memory by bulk copies of the tensor memory
-// accelerator, laid out such that the products of a warpgroup read them there: no warp touches them. A warp is left with
-// scores of 16 queries, a quarter of the registers that a whole head takes (small.cuh), so that enough warps are there
-// to hide each other's waiting. A warpgroup keeps to its head: what a thread needs of the bias stays in its registers.
+// accelerator, laid out such that the products of a warpgroup read them there; warps touch them for norms alone. A warp is
+// left with scores of 16 queries, a quarter of the registers that a whole head takes (small.cuh), so that enough warps are
+// there to hide each other's waiting. A warpgroup keeps to its head: what a thread needs of the bias stays in its registers.
 //
 // A window that the seam of the rolled map runs through lies in two or four places. Its slots are numbered such that
 // each of these is one copy: all columns before the seam, then all behind it, in every window.

@@ -13,20 +13,22 @@ constexpr int kHopperHead = 32;                           // channels of a head
 constexpr int kHopperSmallest = 33, kHopperLargest = 64;  // tokens of a window
 constexpr int kHopperMostGroups = 4, kHopperLoaders = 2;  // warpgroups of a block, and warps that bring windows
 constexpr int kHopperMaskBytes = 4 * 2048;
-// What hides a key is a number of 16 bits, so it can be no more than this beside q k^T, and at least the other one beside
-// the scores: e^-1000 is 0.
-constexpr float kHopperLargestMask = 4e4f, kHopperLeastMask = 1e3f;
+
+// What hides a key is added to q k^T as a number of 16 bits: one that is normal in float16. Less than the lowest hides no
+// more than that does where this is as much as the other one beside the scores: e^-1000 is 0.
+constexpr float kHopperHighestMask = -6.2e-5f, kHopperLowestMask = -4e4f, kHopperHidesAll = -1e3f;
 
 // How a window comes to shared memory: the columns before the seam of the rolled map, then those behind it, which lie
 // elsewhere if the seam runs through the window. Its slots are numbered in that order. Where the seam runs through its
 // rows, each of the two comes in two boxes.
 struct HopperBoxes {
     int widths[2];   // of the columns; the second one is 0 without a shift
-    int heights[3];  // all rows; those before the seam; those behind it, 0 without a shift
+    int heights[3];  // all rows; those before the seam and behind it, 0 without a shift
 };
 
 inline HopperBoxes hopper_boxes(WindowAttentionParams const& p) {
-    return {{p.window[2] - p.shift[2], p.shift[2]}, {p.window[1], p.window[1] - p.shift[1], p.shift[1]}};
+    int const before = p.shift[1] ? p.window[1] - p.shift[1] : 0;
+    return {{p.window[2] - p.shift[2], p.shift[2]}, {p.window[1], before, p.shift[1]}};
 }
 
 struct HopperWindowPlan {
@@ -64,15 +66,16 @@ inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType
     HopperBoxes const boxes = hopper_boxes(p);
     auto const is_even = [](int count) { return count % 2 == 0; };
     bool const even = (!boxes.widths[1] || is_even(p.window[1] * boxes.widths[0])) &&
-                      (!boxes.heights[2] || (is_even(boxes.heights[1] * boxes.widths[0]) &&
-                                             is_even(boxes.heights[1] * boxes.widths[1])));
+                      is_even(boxes.heights[1] * boxes.widths[0]) && is_even(boxes.heights[1] * boxes.widths[1]);
     bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
-    bool const masks = p.mask_value <= 0 && (p.mask_value * p.inverse_scale >= -kHopperLargestMask ||
-                                             kHopperLargestMask >= kHopperLeastMask * p.inverse_scale);
+    float const hidden = p.mask_value * p.inverse_scale;
+    bool const masks = hidden == 0 || (hidden <= kHopperHighestMask && hidden >= kHopperLowestMask) ||
+                       (hidden < kHopperLowestMask && kHopperLowestMask <= kHopperHidesAll * p.inverse_scale);
     if (device.capability != kHopper || dtype == DType::kFloat32 || p.head_dim != kHopperHead || p.size[0] != 1 ||
         p.window[0] != 1 || n < kHopperSmallest || n > kHopperLargest || !whole || !even || !masks ||
         !are_aligned({p.qkv, p.relative_position_bias, p.output}, 16) || (!p.logit_scale && p.scale <= 1e-6f) ||
-        windows >= 1ll << 21 || windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32)
+        windows >= 1ll << 21 || windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32 ||
+        2ll * p.num_heads * n * n >= 1ll << 31)
         return plan;
     // With few windows the fewest heads, since a block begins when it has the bias of all of its heads.
     long long const work = windows * p.num_heads, most = device.multiprocessors;
@@ -82,11 +85,9 @@ inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType
     plan.abreast = std::min(each, kHopperMostGroups / plan.heads);
     // More on its way than it takes lets the first windows wait for all the others.
     plan.stages = std::min(plan.abreast > 1 ? 2 : 3, (each + plan.abreast - 1) / plan.abreast);
-    auto const shared_bytes = [&] { return hopper_window_shared_bytes(n, plan.heads, plan.abreast, plan.stages); };
-    while (shared_bytes() > device.shared_bytes) --plan.stages;
-    plan.shared_bytes = shared_bytes();
+    plan.shared_bytes = hopper_window_shared_bytes(n, plan.heads, plan.abreast, plan.stages);
     plan.threads = 128 * plan.heads * plan.abreast + 32 * kHopperLoaders;
-    return plan;
+    return plan.shared_bytes <= device.shared_bytes ? plan : HopperWindowPlan{};
 }
 
 // Enqueues it. cudaErrorNotSupported where the driver knows no tensor maps, or this library was compiled without the

@@ -99,6 +99,8 @@ struct Thread {
     std::unique_ptr<char[]> stack;
     int id = 0;
     bool done = false, has_waited = false;  // for kernels before
+    bool has_published = false;             // to bulk copies and products
+    int products = 0;                       // of a warpgroup: 1 under way, 2 committed
     std::deque<std::vector<Copy>> groups{{}};  // of copies under way, the open one last
 };
 
@@ -116,7 +118,7 @@ struct Block {
 
 inline Block* block = nullptr;
 inline Index block_index, block_size;
-inline bool copies_are_lazy = false;
+inline bool copies_are_lazy = false, driver_has_tensor_maps = true;
 
 inline Thread& thread() { return block->threads[static_cast<std::size_t>(block->current)]; }
 inline Warp& warp() { return block->warps[static_cast<std::size_t>(block->current / kLanes)]; }
@@ -225,7 +227,7 @@ inline void launch(void const* kernel, dim3 blocks, int threads, std::size_t sha
         int left = threads;
         for (int i = 0; i < threads; ++i) {
             Thread& t = own.threads[static_cast<std::size_t>(i)];
-            t.id = i, t.done = t.has_waited = false, t.groups = {{}};
+            t.id = i, t.done = t.has_waited = t.has_published = false, t.products = 0, t.groups = {{}};
             getcontext(&t.context);
             t.context.uc_stack.ss_sp = t.stack.get();
             t.context.uc_stack.ss_size = kStackBytes;

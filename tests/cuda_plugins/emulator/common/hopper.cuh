@@ -1,7 +1,8 @@
 // The CPU's stand-in for what cuda_plugins/common/hopper.cuh has for kernels without clusters, by the PTX ISA.
 //
 // Copies that are lazy arrive when somebody waits for their barrier, the latest first; others arrive at once. They bring
-// what stood there when they were asked for. Products are done at once.
+// what stood there when they were asked for. Products are done at once, but it is an error to go on before they are waited
+// for, or to have them read what no thread has published.
 #pragma once
 
 #include <cuda.h>
@@ -22,8 +23,14 @@ T& at_shared(unsigned address) {
     return *reinterpret_cast<T*>(place);
 }
 
+inline void check_products() {
+    if (emulation::thread().products) emulation::fail("products that have not been waited for");
+}
+
 template <class Numbers, int kCount>
-void use(Numbers (&)[kCount]) {}
+void use(Numbers (&)[kCount]) {
+    check_products();
+}
 
 namespace named_barrier {
 
@@ -65,7 +72,10 @@ inline void init(unsigned address, unsigned arrivals) {
 
 inline void publish() {}
 
-inline void arrive(unsigned address) { change(state(address), -1, 0); }
+inline void arrive(unsigned address) {
+    check_products();
+    change(state(address), -1, 0);
+}
 
 inline void arrive_and_expect_once(unsigned address, unsigned bytes) {
     __syncwarp();
@@ -101,7 +111,7 @@ inline void wait(unsigned address, unsigned parity) {
 
 }  // namespace barrier
 
-inline void publish_to_copies() {}
+inline void publish_to_copies() { emulation::thread().has_published = true; }
 
 inline void start(emulation::BulkCopy copy) {
     barrier::state(copy.barrier);
@@ -168,9 +178,18 @@ using Matrix = std::uint64_t;
 constexpr Matrix kSwizzled = Matrix{1} << 40;
 
 inline void fence() {}
-inline void commit() {}
+inline void begin_product() {
+    if (!emulation::thread().has_published) emulation::fail("a product may not see what this thread wrote");
+    emulation::thread().products = 1;
+}
+inline void commit() {
+    if (emulation::thread().products) emulation::thread().products = 2;
+}
 template <int kUnderWay>
-void wait() {}
+void wait() {
+    if (emulation::thread().products == 1) emulation::fail("products that are waited for before they are committed");
+    if (!kUnderWay) emulation::thread().products = 0;
+}
 
 inline Matrix lines_of_64(unsigned address) {
     if (address % 16) emulation::fail("a matrix that is not aligned");
@@ -194,6 +213,7 @@ inline int first_row() { return 16 * (emulation::block->current / 32 % 4) + emul
 
 template <class T, int kTiles>
 void product_of_rows(float (&c)[kTiles][4], Matrix a, Matrix b, bool adds) {
+    begin_product();
     __syncwarp();
     for (int e = 0; e < 4; ++e) {
         float x[16];
@@ -209,9 +229,7 @@ void product_of_rows(float (&c)[kTiles][4], Matrix a, Matrix b, bool adds) {
 
 template <class T, int kSteps>
 void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], Matrix b) {
-    struct Row {
-        float value[16];
-    };
+    begin_product();
     for (int i = 0; i < kSteps; ++i)
         for (int half = 0; half < 2; ++half) {
             // A row is held by four threads.
