@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,3 +63,23 @@ def tensors(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> list[An
         return torch.randn(*shape, device="cuda", dtype=torch.float32).to(dtype)
 
     return [random(rows, inputs), random(inputs, outputs) / inputs**0.5, random(outputs), random(rows, outputs)]
+
+
+def overlapping_is_the_same(run: Callable[[bool], Any], start: Any) -> bool:
+    """Whether kernels of one graph, which may overlap, always give the bits that they give one by one.
+
+    Args:
+        run: enqueues kernels that change the tensor ``start`` and returns it; waits for each of them if told so.
+        start: what they begin with.
+    """
+    begin = start.clone()
+    one_by_one = run(True).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(False)
+    for _ in range(20):
+        start.copy_(begin)
+        graph.replay()
+        if not torch.equal(start, one_by_one):
+            return False
+    return True
