@@ -26,6 +26,8 @@ inline bool overlaps(DType dtype, Device const& device) {
 #endif
 }
 
+constexpr std::size_t kSharedBytesForAll = 48 * 1024;  // that a kernel may use without asking
+
 // Enqueues a kernel in clusters of so many blocks. It has to call wait_for_kernels_before(): it may begin before the
 // kernels in front of it have ended.
 template <class Params>
@@ -33,6 +35,12 @@ cudaError_t launch_kernel(void (*kernel)(Params), Params params, dim3 blocks, un
                           std::size_t shared_bytes, DType dtype, Device const& device, cudaStream_t stream,
                           unsigned cluster = 1) {
     void const* const function = reinterpret_cast<void const*>(kernel);
+    if (shared_bytes > kSharedBytesForAll) {
+        // Always as much: other threads may launch the same kernel with more.
+        cudaError_t const status =
+            cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+        if (status != cudaSuccess) return status;
+    }
     void* arguments[] = {&params};
     cudaLaunchAttribute attributes[2]{};
     unsigned count = 0;

@@ -39,10 +39,6 @@ cudaError_t hopper_linear(LinearParams const& p, DType dtype, HopperShape const&
     arguments.stages = shape.stages;
     auto const kernel =
         dtype == DType::kFloat16 ? kernel_of<__half>(shape.columns) : kernel_of<__nv_bfloat16>(shape.columns);
-    // Always as much: other threads may launch the same kernel in a larger shape.
-    cudaError_t const status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
-    if (status != cudaSuccess) return status;
     unsigned const column_tiles = (p.outputs - 1) / shape.columns + 1, row_tiles = (p.rows - 1) / kHopperRows + 1;
     return launch_kernel(kernel, arguments, {column_tiles * shape.split, row_tiles}, 32 * kHopperWarps,
                          hopper_shared_bytes(shape), dtype, device, stream, shape.split);

@@ -52,10 +52,6 @@ cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPl
     bool const cosine = params.logit_scale != nullptr;
     Kernel const kernel =
         dtype == DType::kFloat16 ? kernel_of<__half>(tiles, cosine) : kernel_of<__nv_bfloat16>(tiles, cosine);
-    // Always as much: other threads may launch the same kernel with more.
-    cudaError_t const status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
-    if (status != cudaSuccess) return status;
     dim3 const blocks(params.num_heads / plan.heads, plan.chunks);
     return launch_kernel(kernel, arguments, blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
 }

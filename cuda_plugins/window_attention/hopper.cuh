@@ -381,8 +381,7 @@ __global__ void __launch_bounds__(128 * kHopperMostGroups + 32 * kHopperLoaders,
     int stage = 0, parity = 0;
     for (int i = work.turn; i < work.windows; i += all.abreast) {
         Window const window = Window::quickly(p, work.first_window + i);
-        int const seams = (p.shift[1] && window.place[1] == p.windows[1] - 1 ? 1 : 0) +
-                          (p.shift[2] && window.place[2] == p.windows[2] - 1 ? 2 : 0);
+        int const seams = (window.has_seam(p, 1) ? 1 : 0) + (window.has_seam(p, 2) ? 2 : 0);
         float s[kTiles][4] = {}, total[2];
         unsigned weights[(kTiles + 1) / 2][4] = {};
         work.score(s, stage, parity, seams);

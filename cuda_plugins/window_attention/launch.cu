@@ -103,12 +103,6 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
         if (status != cudaErrorNotSupported) return status;
     }
     Kernel const kernel = params.logit_scale ? kernel_of<true>(plan, dtype) : kernel_of<false>(plan, dtype);
-    if (plan.shared_bytes > 48 * 1024) {
-        // Always as much: other threads may launch the same kernel with more.
-        cudaError_t const status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
-        if (status != cudaSuccess) return status;
-    }
     return launch_kernel(kernel, params, plan.blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
 }
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+from tests.cuda_plugins import truth
+
 WORKSPACE = 32 << 20
 
 
@@ -37,7 +38,7 @@ class Call:
         sizes = [x.numel() // x.shape[-1], *weight.shape]
         bytes_at = ctypes.addressof(self.tuned) if self.tuned is not None else None
         self.params = Params(*pointers, WORKSPACE, *sizes, gelu, bytes_at, len(tuned))
-        self.dtype = DTYPES[x.dtype]
+        self.dtype = truth.DTYPES[x.dtype]
 
     def launch(self, library: Any) -> int:
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

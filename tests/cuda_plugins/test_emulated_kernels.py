@@ -25,7 +25,6 @@ from swinopt import cuda_plugins  # noqa: E402 - only where torch is
 from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
 
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 HOPPER, AMPERE, TURING = Device(90, 132, 232448), Device(80, 108, 166912), Device(75, 40, 65536)
 #: One file an op, since each launcher has an anonymous namespace of its own.
 DRIVER = """
@@ -141,7 +140,7 @@ def launched(
     ]
     launch = cuda_plugins.plan(op_type, described[: len(inputs)], described[len(inputs) :], attributes, device)
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
-    dtype = TYPES[outputs[0].dtype]
+    dtype = truth.DTYPES[outputs[0].dtype]
     # A kernel may begin before the ones that write its inputs have ended.
     for tensor in inputs:
         if tensor is not None:
@@ -307,7 +306,7 @@ def hopper_plan(
     launch = cuda_plugins.plan("WindowAttention", given, [output], attributes, device)
     plan = HopperPlan()
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
-    emulated.hopper_plan(launch.parameters, TYPES[dtype], *sizes, ctypes.byref(plan))
+    emulated.hopper_plan(launch.parameters, truth.DTYPES[dtype], *sizes, ctypes.byref(plan))
     return plan
 
 
@@ -439,14 +438,14 @@ def test_how_the_kernel_for_hopper_cuts_its_work(emulated: ctypes.CDLL) -> None:
         assert groups * plan.chunks <= max(groups, multiprocessors), case
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 def test_misaligned_pointers(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
     error = error_of(emulated, (7, 8), (7, 7), (3, 3), 32, 1, dtype, misaligned=True)
     assert error < truth.TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 96), (3, 7, 33), (2, 1024), (1, 4104)], ids=str)
 def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
     make = partial(numbers, dtype=dtype, misaligned=misaligned)
@@ -459,7 +458,7 @@ def test_add_layer_norm(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: to
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("misaligned", [False, True])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 96), (3, 7, 33), (2, 1024), (3, 384), (1, 4104)], ids=str)
 def test_layer_norm(
     emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool, residual: bool
@@ -487,7 +486,7 @@ def test_the_sum_of_norm_and_residual_is_rounded_once(emulated: ctypes.CDLL, cha
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 4, 6, 32), (1, 3, 5, 33), (1, 1, 2, 384)], ids=str)
 def test_patch_merging(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, misaligned: bool) -> None:
     batch, height, width, channels = shape

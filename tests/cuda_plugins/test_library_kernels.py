@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from swinopt import plugin_library
-
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings", reason="planning launches needs cuda-bindings")
 
@@ -37,20 +35,6 @@ WINDOWS = (
     ((12, 22), (3, 11), (1, 5)),
 )
 HEADS, BATCHES = (1, 2, 3, 4, 5, 6, 16), (1, 3, 40)
-
-
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    path = plugin_library.find_library()
-    if path is None:
-        pytest.skip("the plugin library is not built: swinopt build-plugins")
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture
-def on_hopper() -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("these kernels are for Hopper (compute capability 9.0)")
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +105,7 @@ def kernels_of(
     return {event.key for event in profile.key_averages() if "window_attention" in event.key}
 
 
-@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.usefixtures("hopper")
 def test_hopper_has_a_kernel_of_its_own_for_whole_maps(library: ctypes.CDLL) -> None:
     for case in WINDOWS[:2]:
         (kernel,) = kernels_of(library, *case)
@@ -143,11 +127,10 @@ def test_what_is_not_finite_stays_in_its_window(library: ctypes.CDLL) -> None:
     assert torch.isnan(spoiled[1::2]).all()
 
 
+@pytest.mark.usefixtures("cublaslt")
 @pytest.mark.parametrize("batch", [1, 8, 40])
 def test_kernels_that_overlap_give_what_they_give_one_by_one(library: ctypes.CDLL, batch: int) -> None:
     """Each reads what the one before writes, and writes what the one before that has read."""
-    if not plugin_library.cublaslt_version(plugin_library.find_library()):
-        pytest.skip("no libcublasLt.so.11, .12 or .13 is where the loader looks")
     x = torch.randn(batch * 196, 512, device="cuda", dtype=torch.float16)
     _, weight, bias, _ = linears.tensors(1, 512, 1536, torch.float16)
     qkv = torch.empty(batch * 196, 1536, device="cuda", dtype=torch.float16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,29 +9,17 @@ from typing import Any
 
 import pytest
 
-from swinopt import plugin_library
-
 torch = pytest.importorskip("torch")
 
 from tests.cuda_plugins.linears import Call, overlapping_is_the_same, tensors  # noqa: E402 - only where torch is
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cublaslt")]
 
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 INVALID = 1  # cudaErrorInvalidValue
 #: (inputs, outputs): Swin's and what is none.
 SIZES = [(128, 384), (128, 128), (512, 128), (96, 384), (1024, 4096), (4096, 1024), (8, 8), (24, 1000), (136, 40)]
 ROWS = [1, 7, 49, 196, 6273]
-
-
-@pytest.fixture(scope="module")
-def library() -> Any:
-    path = plugin_library.find_library()
-    if path is None:
-        pytest.skip("the plugin library is not built: swinopt build-plugins")
-    if not plugin_library.cublaslt_version(path):
-        pytest.skip("no libcublasLt.so.11, .12 or .13 is where the loader looks")
-    return ctypes.CDLL(str(path))
 
 
 def status_of(library: Any, x: Any, weight: Any, bias: Any, residual: Any, output: Any, gelu: int = 0) -> int:
@@ -169,12 +156,6 @@ def test_what_cannot_be_multiplied_is_an_error(library: Any) -> None:
     assert status_of(library, x[:0], weight, bias, None, output) == INVALID
     wide = [t.float() for t in (x, weight, bias)]
     assert status_of(library, *wide, None, output.float()) == INVALID
-
-
-@pytest.fixture
-def hopper() -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("our own kernel is for Hopper (compute capability 9.0)")
 
 
 @pytest.mark.usefixtures("hopper")

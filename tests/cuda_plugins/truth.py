@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 Tensor = torch.Tensor
+#: As swinopt::DType counts them.
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def window_attention(
@@ -146,7 +148,7 @@ def launched(
 
     It is compiled by NVRTC, or with ``library`` the C++ plugin library's own, which may be another one than that named.
     """
-    from swinopt.cuda_plugins import launch, plan, runtime
+    from swinopt.cuda_plugins import FOLDERS, launch, plan, runtime
 
     def described(tensor: Tensor) -> launch.Tensor:
         return launch.Tensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.data_ptr())
@@ -162,20 +164,11 @@ def launched(
     if library is None:
         runtime.launch(job, stream)
     else:
-        dtype = [torch.float32, torch.float16, torch.bfloat16].index(outputs[0].dtype)
-        status = library[_SYMBOLS[op_type]](ctypes.byref(job.parameters), dtype, ctypes.c_void_p(stream))
+        run = library[f"swinopt_{FOLDERS[op_type]}"]
+        status = run(ctypes.byref(job.parameters), DTYPES[outputs[0].dtype], ctypes.c_void_p(stream))
         if status:
             raise RuntimeError(f"the plugin library does not launch {op_type}: CUDA error {status}")
     return job.kernel
-
-
-#: What the C++ plugin library calls the ops.
-_SYMBOLS = {
-    "WindowAttention": "swinopt_window_attention",
-    "AddLayerNorm": "swinopt_add_layer_norm",
-    "LayerNorm": "swinopt_layer_norm",
-    "PatchMerging": "swinopt_patch_merging",
-}
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps

@@ -58,10 +58,8 @@ enum cudaError_t {
     cudaErrorNotSupported = 801
 };
 using cudaStream_t = void*;
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
        cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
-template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int*) { return cudaErrorInvalidValue; }
 inline cudaError_t cudaDeviceGetAttribute(int*, int, int) { return cudaErrorInvalidValue; }
 
@@ -198,16 +196,8 @@ inline void check_shared(void const* pointer, std::size_t bytes) {
 
 extern unsigned char* shared_memory();
 
-// What calls a kernel with its argument; whoever launches kernels knows the argument's type.
-using Caller = void (*)(void const* kernel, void** arguments);
-inline Caller caller = nullptr;
-
-template <class Params>
-void call(void const* kernel, void** arguments) {
-    reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel))(*static_cast<Params*>(arguments[0]));
-}
-
-inline void launch(void const* kernel, dim3 blocks, int threads, std::size_t shared_bytes, void** arguments) {
+// Runs `body`, a kernel with its argument, as every thread of every block.
+inline void launch(std::function<void()> body, dim3 blocks, int threads, std::size_t shared_bytes) {
     if (threads % kLanes || shared_bytes > kSharedBytes) fail("such a block does not exist");
     block_size.x = threads;
     Block own;
@@ -216,7 +206,7 @@ inline void launch(void const* kernel, dim3 blocks, int threads, std::size_t sha
     own.shared_bytes = shared_bytes;
     own.threads.resize(static_cast<std::size_t>(threads));
     own.warps.resize(static_cast<std::size_t>(threads / kLanes));
-    own.body = [&] { caller(kernel, arguments); };
+    own.body = std::move(body);
     for (Thread& t : own.threads) t.stack.reset(new char[kStackBytes]);
     for (unsigned number = 0; number < blocks.x * blocks.y; ++number) {
         block_index = {static_cast<int>(number % blocks.x), static_cast<int>(number / blocks.x)};

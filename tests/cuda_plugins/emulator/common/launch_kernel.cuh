@@ -12,9 +12,7 @@ namespace swinopt {
 template <class Params>
 cudaError_t launch_kernel(void (*kernel)(Params), Params params, dim3 blocks, unsigned threads,
                           std::size_t shared_bytes, DType, Device const&, cudaStream_t) {
-    void* arguments[] = {&params};
-    emulation::caller = emulation::call<Params>;
-    emulation::launch(reinterpret_cast<void const*>(kernel), blocks, static_cast<int>(threads), shared_bytes, arguments);
+    emulation::launch([=] { kernel(params); }, blocks, static_cast<int>(threads), shared_bytes);
     return cudaSuccess;
 }
 
