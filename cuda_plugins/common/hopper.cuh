@@ -164,6 +164,17 @@ __device__ __forceinline__ void store_matrices(unsigned row, unsigned const (&m)
 
 namespace warpgroup {
 
+// How many registers its threads have from now on, a multiple of 8: fewer than before, or more, when others of the block
+// have given as many away.
+template <int kCount>
+__device__ __forceinline__ void keep_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount) : "memory");
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount) : "memory");
+}
+
 // Between other uses of the accumulators and products.
 __device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -268,13 +279,14 @@ __device__ __forceinline__ void product_of_rows(float (&c)[kTiles][4], std::uint
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, "    \
                  "%20, p, 1, 1, 1;\n}\n"                                                                              \
                  : SWINOPT_ROW(c, 0), SWINOPT_ROW(c, 1), SWINOPT_ROW(c, 2), SWINOPT_ROW(c, 3)                         \
-                 : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 1024 * i)), "r"(i)           \
+                 : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 1024 * i)), "r"(adds || i ? 1 : 0) \
                  : "memory")
 
-// C [64 x 32] = A [64 x 16 kSteps] B. A is held as fragments (mma.cuh), by each warp those of its 16 rows; B has lines of
-// 32 columns, swizzled by 64 bytes.
+// C [64 x 32] = A [64 x 16 kSteps] B, or += if it adds. A is held as fragments (mma.cuh), by each warp those of its 16
+// rows; B has lines of 32 columns, swizzled by 64 bytes.
 template <class T, int kSteps>
-__device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], std::uint64_t b) {
+__device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], std::uint64_t b,
+                                         bool adds = false) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i)
 #pragma unroll
@@ -289,6 +301,45 @@ __device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps]
     }
 }
 
+// C [64 x 8 kTiles] = A [64 x 32] B^T. A is held as fragments; B has rows of the 32 that are summed over, swizzled by 64
+// bytes.
+#define SWINOPT_HELD_ROWS_48(type)                                                                                         \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n48k16.f32." type "." type                                          \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "  \
+                 "%21, %22, %23}, {%24, %25, %26, %27}, %28, p, 1, 1, 0;\n}\n"                                        \
+                 : SWINOPT_ROW(c, 0), SWINOPT_ROW(c, 1), SWINOPT_ROW(c, 2), SWINOPT_ROW(c, 3), SWINOPT_ROW(c, 4),     \
+                   SWINOPT_ROW(c, 5)                                                                                  \
+                 : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 32 * i)), "r"(i)             \
+                 : "memory")
+#define SWINOPT_HELD_ROWS_64(type)                                                                                         \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                          \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "  \
+                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n" \
+                 : SWINOPT_SEVEN(c), SWINOPT_ROW(c, 7)                                                                \
+                 : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 32 * i)), "r"(i)             \
+                 : "memory")
+template <class T, int kTiles>
+__device__ __forceinline__ void multiply_rows(float (&c)[kTiles][4], unsigned (&a)[2][4], std::uint64_t b) {
+    static_assert(kTiles == 6 || kTiles == 8);
+    constexpr bool kIsHalf = std::is_same_v<T, __half>;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[i][j])::"memory");
+    fence();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if constexpr (kTiles == 6 && kIsHalf) SWINOPT_HELD_ROWS_48("f16");
+        if constexpr (kTiles == 6 && !kIsHalf) SWINOPT_HELD_ROWS_48("bf16");
+        if constexpr (kTiles == 8 && kIsHalf) SWINOPT_HELD_ROWS_64("f16");
+        if constexpr (kTiles == 8 && !kIsHalf) SWINOPT_HELD_ROWS_64("bf16");
+    }
+}
+
+#undef SWINOPT_HELD_ROWS_64
+#undef SWINOPT_HELD_ROWS_48
 #undef SWINOPT_PRODUCT_32
 #undef SWINOPT_PRODUCT_64
 #undef SWINOPT_PRODUCT_56

@@ -3,23 +3,12 @@
 #include <algorithm>
 
 #include "../common/launch_kernel.cuh"
-#include "../common/tensor_map.h"
 #include "launch.h"
 
 namespace swinopt {
 namespace {
 
 using Kernel = void (*)(HopperWindowAttention);
-
-// Of qkv, in boxes of a head's channels and tokens of a window; nothing of a box that there is not.
-bool describe(CUtensorMap& map, DType dtype, WindowAttentionParams const& p, int height, int width) {
-    if (height == 0 || width == 0) return true;
-    cuuint64_t const channels = 3ull * p.num_heads * kHopperHead, columns = p.size[2], rows = p.size[1];
-    cuuint64_t const size[] = {channels, columns, rows, static_cast<cuuint64_t>(p.batch)};
-    cuuint64_t const pitch[] = {2 * channels, 2 * channels * columns, 2 * channels * columns * rows};
-    cuuint32_t const box[] = {kHopperHead, static_cast<cuuint32_t>(width), static_cast<cuuint32_t>(height), 1};
-    return describe_tensor(map, dtype, p.qkv, size, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B);
-}
 
 template <class T>
 Kernel kernel_of(int key_tiles, bool cosine) {
@@ -33,11 +22,7 @@ Kernel kernel_of(int key_tiles, bool cosine) {
 cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPlan const& plan, DType dtype,
                                     Device const& device, cudaStream_t stream) {
     HopperWindowAttention arguments{};
-    HopperBoxes const boxes = hopper_boxes(params);
-    for (int height = 0; height < 3; ++height)
-        for (int width = 0; width < 2; ++width)
-            if (!describe(arguments.boxes[height][width], dtype, params, boxes.heights[height], boxes.widths[width]))
-                return cudaErrorNotSupported;
+    if (!describe_boxes(arguments.boxes, params, dtype)) return cudaErrorNotSupported;
     params.heads_per_block = plan.heads;
     params.mask_value = std::max(params.mask_value, kHopperLowestMask / params.inverse_scale);
     arguments.p = params;

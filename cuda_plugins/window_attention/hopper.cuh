@@ -19,11 +19,12 @@
 #include "../common/mma.cuh"
 #include "geometry.cuh"
 #include "hopper.h"
+#include "hopper_windows.cuh"
 
 namespace swinopt {
 
 struct HopperWindowAttention {
-    CUtensorMap boxes[3][2];  // of qkv [B, H, W, 3C]: a head's channels, HopperBoxes' heights and widths
+    CUtensorMap boxes[3][2];  // describe_boxes()
     WindowAttentionParams p;
     int windows_each, windows_more;  // a chunk has windows_each, and the first windows_more ones one more
     int stages;
@@ -39,19 +40,6 @@ struct WindowMasks {
                                // hidden with from each region
 };
 static_assert(sizeof(WindowMasks) == kHopperMaskBytes);
-
-// Where a slot lies in its window.
-struct Place {
-    int row, column;
-    __device__ __forceinline__ Place(WindowAttentionParams const& p, int slot) {
-        int const wide = p.window[2] - p.shift[2], before = p.window[1] * wide;
-        bool const behind = slot >= before;
-        Divisor const width(behind ? p.shift[2] : wide);
-        slot -= behind ? before : 0;
-        row = width.quotient(slot);
-        column = slot - row * width.divisor + (behind ? wide : 0);
-    }
-};
 
 // What all threads of a block know. In shared memory lie, one behind the other: q, k and v of the windows that there is
 // room for, by warpgroup; results, a T [16, 32] of each warp; norms; masks; barriers, two for each place of a window.
@@ -70,7 +58,7 @@ struct HopperBlock {
     int const heads = p.heads_per_block, groups = heads * all.abreast, chunk = blockIdx.y;
     int const first_window = chunk * all.windows_each + min(chunk, all.windows_more);
     int const windows = all.windows_each + (chunk < all.windows_more);
-    int const n = p.window[1] * p.window[2], channels = p.num_heads * kHopperHead;
+    int const n = p.window[1] * p.window[2];
     int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
     unsigned char* const results = memory + groups * all.stages * kHeadBytes;
     float* const norms = reinterpret_cast<float*>(results + all.results_bytes);  // [groups, 2, 2, 64]
@@ -100,9 +88,7 @@ struct HopperBlock {
         }
         named_barrier::wait(kLoaders, 32 * kHopperLoaders);
         named_barrier::arrive(kAllThreads, blockDim.x);
-        Window const window = Window::quickly(p, first_window);
-        int image = __shfl_sync(kAll, window.batch, 0), row = __shfl_sync(kAll, window.place[1], 0);
-        int column = __shfl_sync(kAll, window.place[2], 0);
+        WindowCursor window(p, first_window);
         wait_for_kernels_before();
         if (loader == 0) {
             barrier::arrive_and_expect_once(bias_barrier, copied_end - copied_begin);
@@ -115,37 +101,14 @@ struct HopperBlock {
                 int const group = turn * heads + head, place = group * all.stages + stage;
                 if (group % kHopperLoaders != loader) continue;
                 if (i >= all.stages * all.abreast) barrier::wait(empty(place), parity);
-                bring(place, head, image, row, column);
+                unsigned const to = shared_address(memory) + place * kHeadBytes;
+                bring_head(all.boxes, p, window, blockIdx.x * heads + head, {to, to + kPartBytes, to + 2 * kPartBytes},
+                           full(place));
             }
-            if (++column == p.windows[2]) column = 0, ++row;
-            if (row == p.windows[1]) row = 0, ++image;
+            window.advance(p);
             if (++turn < all.abreast) continue;
             turn = 0;
             if (++stage == all.stages) stage = 0, parity ^= 1;
-        }
-    }
-
-private:
-    // Puts q, k and v of a head of the window (row, column) on their way to a place.
-    __device__ __forceinline__ void bring(int place, int head, int image, int row, int column) const {
-        int const top = row * p.window[1] + p.shift[1], left = column * p.window[2] + p.shift[2];
-        bool const cut = p.shift[1] && row + 1 == p.windows[1];  // by the seam, through its rows
-        int const further = column + 1 < p.windows[2] ? left + wide : 0;
-        barrier::arrive_and_expect_once(full(place), 3 * 64 * n);
-        unsigned const to = shared_address(memory) + place * kHeadBytes;
-        int const channel = (blockIdx.x * heads + head) * kHopperHead;
-#pragma unroll
-        for (int width = 0; width < 2; ++width) {
-            if (width == 1 && !p.shift[2]) break;
-            int const from = width ? further : left;
-#pragma unroll
-            for (int part = 0; part < 3; ++part) {
-                unsigned const target = to + part * kPartBytes + (width ? 64 * p.window[1] * wide : 0);
-                copy_box_once(target, all.boxes[cut][width], channel + part * channels, from, top, image, full(place));
-                if (cut)
-                    copy_box_once(target + 64 * tall * (width ? p.shift[2] : wide), all.boxes[2][width],
-                                  channel + part * channels, from, 0, image, full(place));
-            }
         }
     }
 };
@@ -155,10 +118,9 @@ private:
 template <class T, int kTiles, bool kCosine>
 struct HopperWarpgroup : HopperBlock<T, kTiles> {
     using Block = HopperBlock<T, kTiles>;
-    using Block::all, Block::bias_begin, Block::bias_end, Block::channels, Block::copied_begin, Block::copied_end;
-    using Block::groups, Block::heads, Block::kAll, Block::kHeadBytes, Block::kPartBytes, Block::lane, Block::masks;
-    using Block::memory, Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall, Block::warp;
-    using Block::wide;
+    using Block::all, Block::bias_begin, Block::bias_end, Block::copied_begin, Block::copied_end, Block::groups;
+    using Block::heads, Block::kAll, Block::kHeadBytes, Block::kPartBytes, Block::lane, Block::masks, Block::memory;
+    using Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall, Block::warp, Block::wide;
     static constexpr int kSteps = (kTiles + 1) / 2;  // of 16 keys
     using Scores = float[kTiles][4];
     using Weights = unsigned[kSteps][4];
@@ -308,29 +270,7 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
         use(o);
         if (lane == 0) barrier::arrive(this->empty(group * all.stages + stage));
         __syncwarp();
-        // Through shared memory, so that four threads store a row of 64 bytes.
-        unsigned char* const result = results + 1024 * warp;
-        unsigned const put = shared_address(result) + 64 * (lane % 8) + 16 * (lane / 8 ^ (lane / 2 & 3));
-        int const taken = 64 * (lane / 4) + 16 * (quad ^ (lane / 8 & 3));
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            unsigned packed[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) packed[j] = Pair<T>::pack(o[j][2 * r] * total[r], o[j][2 * r + 1] * total[r]);
-            store_matrices(put + 512 * r, packed);
-        }
-        __syncwarp();
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            uint4 const vector = *reinterpret_cast<uint4 const*>(result + 512 * r + taken);
-            Place const& place = r ? lower : upper;
-            int row = window.place[1] * p.window[1] + p.shift[1] + place.row;
-            int column = window.place[2] * p.window[2] + p.shift[2] + place.column;
-            row -= row >= p.size[1] ? p.size[1] : 0, column -= column >= p.size[2] ? p.size[2] : 0;
-            unsigned const token = (window.batch * p.size[1] + row) * p.size[2] + column;
-            T* const to = static_cast<T*>(p.output) + head * kHopperHead + 8 * quad + token * channels;
-            if (slots[r] < n) store_16_bytes(to, vector.x, vector.y, vector.z, vector.w);
-        }
+        store_rows<T>(p, window, head, o, total, slots[0], upper, lower, results + 1024 * warp);
     }
 
 private:

@@ -11,10 +11,11 @@
 // 7 us at 790 TFLOP/s; with tiles of 16 x 8, a third more of those. So with windows of 7 and 8 bytes bound it, and the
 // tensor cores with windows from about 16 on.
 //
-//   small.cuh   up to 64 tokens, heads of 32 channels, 16 bits: the Swins as published
-//   hopper.cuh  33 to 64 tokens of the same, on Hopper: the C++ library alone (hopper.h)
-//   tiled.cuh   up to 1024 tokens, heads of up to 128 channels, 16 bits and, as products of TF32, fp32
-//   single.cuh  fp32 on the plain units, where there is no TF32 or too little shared memory for tiles of it
+//   small.cuh         up to 64 tokens, heads of 32 channels, 16 bits: the Swins as published
+//   hopper.cuh        33 to 64 tokens of the same, on Hopper: the C++ library alone (hopper.h)
+//   tiled.cuh         up to 1024 tokens, heads of up to 128 channels, 16 bits and, as products of TF32, fp32
+//   hopper_tiled.cuh  65 to 256 tokens, heads of 32 channels, 16 bits, on Hopper: the C++ library alone (hopper_tiled.h)
+//   single.cuh        fp32 on the plain units, where there is no TF32 or too little shared memory for tiles of it
 //
 // plan.h and plan.py say which, and how the work is cut.
 #pragma once

@@ -2,6 +2,7 @@
 
 #include "../common/launch_kernel.cuh"
 #include "hopper.h"
+#include "hopper_tiled.h"
 #include "kernel.cuh"
 
 namespace swinopt {
@@ -97,11 +98,12 @@ cudaError_t window_attention(WindowAttentionParams params, DType dtype, Device c
                                     size_of(dtype));
     if (!placed) return cudaErrorMisalignedAddress;
     WindowAttentionPlan const plan = window_attention_plan(params, dtype, device);
-    HopperWindowPlan const hopper = hopper_window_plan(params, dtype, device);
-    if (hopper.heads) {
-        cudaError_t const status = hopper_window_attention(params, hopper, dtype, device, stream);
-        if (status != cudaErrorNotSupported) return status;
-    }
+    cudaError_t status = cudaErrorNotSupported;
+    if (HopperWindowPlan const hopper = hopper_window_plan(params, dtype, device); hopper.heads)
+        status = hopper_window_attention(params, hopper, dtype, device, stream);
+    else if (HopperTiledPlan const tiled = hopper_tiled_plan(params, dtype, device); tiled.tiles)
+        status = hopper_tiled_attention(params, tiled, dtype, device, stream);
+    if (status != cudaErrorNotSupported) return status;
     Kernel const kernel = params.logit_scale ? kernel_of<true>(plan, dtype) : kernel_of<false>(plan, dtype);
     return launch_kernel(kernel, params, plan.blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
 }

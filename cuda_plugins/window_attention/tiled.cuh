@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(2 * kTiledRows, (tiled_blocks<T, kDim>()))
     }
 
     float o[kDim / 8][4] = {};
-    float largest[2] = {minus_infinity(), minus_infinity()}, total[2] = {0, 0};
+    float largest[2] = {kLowestScore, kLowestScore}, total[2] = {0, 0};
 
     for (int tile = 0; tile < tiles; ++tile) {
         int const stage = tile % kStages;

@@ -1,4 +1,4 @@
-"""What tests on a GPU need: the C++ plugin library, what it finds, and the GPU that its own kernels are for."""
+"""What tests of kernels share: an emulation for the CPU, and on a GPU the C++ plugin library and what that needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import ctypes
 import pytest
 
 from swinopt import plugin_library
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    from tests.cuda_plugins import emulation  # needs torch, which not all of those tests do
+
+    return emulation.build(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,22 @@ WINDOWS = (
     ((10, 14), (5, 7), (2, 3)),
     ((12, 22), (3, 11), (1, 5)),
 )
+#: The same of 65 to 256 tokens, for hopper_tiled.h.
+LARGE_WINDOWS = (
+    ((96, 96), (12, 12), (6, 6)),
+    ((24, 24), (12, 12), (0, 0)),
+    ((12, 12), (12, 12), (0, 0)),
+    ((64, 64), (16, 16), (8, 8)),
+    ((16, 16), (16, 16), (0, 0)),
+    ((32, 16), (16, 16), (8, 0)),
+    ((16, 48), (16, 16), (0, 2)),
+    ((20, 30), (10, 10), (4, 6)),
+    ((18, 28), (9, 14), (3, 6)),
+    ((16, 32), (8, 16), (4, 2)),
+    ((26, 12), (13, 6), (1, 2)),
+    ((30, 30), (15, 15), (7, 7)),
+    ((24, 24), (12, 12), (5, 5)),
+)
 HEADS, BATCHES = (1, 2, 3, 4, 5, 6, 16), (1, 3, 40)
 
 
@@ -57,26 +74,26 @@ def test_window_attention_of_every_map(library: ctypes.CDLL, dtype: torch.dtype)
     assert too_large(errors, dtype) == {}
 
 
+@pytest.mark.parametrize("windows", [WINDOWS, LARGE_WINDOWS], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", HALVES)
-def test_window_attention_of_small_windows(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_window_attention_of_whole_maps(library: ctypes.CDLL, dtype: torch.dtype, windows: Any) -> None:
     """From one window to several for each warpgroup of every multiprocessor."""
     errors = {
         (shape, heads, batch, cosine): truth.window_attention_error(
             *shape, 32, heads, dtype, batch=batch, cosine=cosine, library=library
         )
-        for shape, heads, batch, cosine in itertools.product(WINDOWS, HEADS, BATCHES, (False, True))
+        for shape, heads, batch, cosine in itertools.product(windows, HEADS, BATCHES, (False, True))
     }
     assert too_large(errors, dtype) == {}
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("cosine", [False, True])
-def test_masks_that_16_bits_do_not_hold(library: ctypes.CDLL, cosine: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("case", [WINDOWS[2], LARGE_WINDOWS[0]], ids=["small", "large"])
+def test_masks_that_16_bits_do_not_hold(library: ctypes.CDLL, case: Any, cosine: bool, dtype: torch.dtype) -> None:
     errors = {
-        value: truth.window_attention_error(
-            (14, 14), (7, 7), (3, 3), 32, 4, dtype, cosine=cosine, mask_value=value, library=library
-        )
-        for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3.4e38, 2.5)
+        value: truth.window_attention_error(*case, 32, 4, dtype, cosine=cosine, mask_value=value, library=library)
+        for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3.4e38, -math.inf, 2.5)
     }
     assert too_large(errors, dtype) == {}
 
@@ -84,7 +101,8 @@ def test_masks_that_16_bits_do_not_hold(library: ctypes.CDLL, cosine: bool, dtyp
 @pytest.mark.parametrize("dtype", HALVES)
 def test_window_attention_of_misaligned_pointers(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     errors = {
-        shape: truth.window_attention_error(*shape, 32, 4, dtype, misaligned=True, library=library) for shape in WINDOWS
+        shape: truth.window_attention_error(*shape, 32, 4, dtype, misaligned=True, library=library)
+        for shape in WINDOWS + LARGE_WINDOWS
     }
     assert too_large(errors, dtype) == {}
 
@@ -107,17 +125,20 @@ def kernels_of(
 
 @pytest.mark.usefixtures("hopper")
 def test_hopper_has_a_kernel_of_its_own_for_whole_maps(library: ctypes.CDLL) -> None:
-    for case in WINDOWS[:2]:
+    for case in (WINDOWS[0], WINDOWS[1], LARGE_WINDOWS[0], LARGE_WINDOWS[3]):
         (kernel,) = kernels_of(library, *case)
         assert "hopper" in kernel
-    (kernel,) = kernels_of(library, (13, 20), (7, 7), (3, 3))
-    assert "hopper" not in kernel
+    for size, window, shift in (((13, 20), (7, 7), (3, 3)), ((25, 24), (12, 12), (6, 6))):
+        (kernel,) = kernels_of(library, size, window, shift)
+        assert "hopper" not in kernel
 
 
-def test_what_is_not_finite_stays_in_its_window(library: ctypes.CDLL) -> None:
-    size, window, shift = (28, 28), (7, 7), (3, 3)
+@pytest.mark.parametrize("case", [WINDOWS[2], LARGE_WINDOWS[0]], ids=["small", "large"])
+def test_what_is_not_finite_stays_in_its_window(library: ctypes.CDLL, case: Any) -> None:
+    size, window, shift = case
+    n = math.prod(window)
     qkv = torch.randn(40, *size, 384, device="cuda", dtype=torch.float16)
-    bias = torch.randn(4, 49, 49, device="cuda", dtype=torch.float16)
+    bias = torch.randn(4, n, n, device="cuda", dtype=torch.float16)
     attributes = truth.attention_attributes(window, shift, 4, 32**-0.5)
     clean, spoiled = (torch.empty(40, *size, 128, device="cuda", dtype=torch.float16) for _ in range(2))
     truth.launched("WindowAttention", [qkv, bias, None, None], [clean], attributes, library)

@@ -51,7 +51,7 @@ def window_attention(
     else:
         q, k = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-12) for t in (q, k))
         scores = logit_scale.double()[:, None, None] * (q @ k.transpose(-1, -2))
-    mask = (~visible).double() * mask_value
+    mask = torch.zeros(visible.shape, dtype=torch.float64, device=visible.device).masked_fill(~visible, mask_value)
     scores = scores + relative_position_bias.double() + mask[None, :, None]
     attended = (scores.softmax(-1) @ v).transpose(2, 3).flatten(3)
     x = reverse(attended, padded, window_size)

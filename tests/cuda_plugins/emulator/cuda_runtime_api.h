@@ -69,7 +69,7 @@ constexpr std::size_t kSharedBytes = 256 << 10, kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
 struct Index {
-    int x = 0, y = 0;
+    int x = 0, y = 0, z = 0;
 };
 
 struct Barrier {
@@ -98,6 +98,7 @@ struct Thread {
     int id = 0;
     bool done = false, has_waited = false;  // for kernels before
     bool has_published = false;             // to bulk copies and products
+    std::vector<unsigned> written;          // by number, 16 bytes each of shared memory, and not published since
     int products = 0;                       // of a warpgroup: 1 under way, 2 committed
     std::deque<std::vector<Copy>> groups{{}};  // of copies under way, the open one last
 };
@@ -112,10 +113,11 @@ struct Block {
     int current = 0, progress = 0;
     unsigned char* shared = nullptr;
     std::size_t shared_bytes = 0;
+    std::vector<bool> unpublished;  // whether somebody has written these 16 bytes, as in Thread
 };
 
 inline Block* block = nullptr;
-inline Index block_index, block_size;
+inline Index block_index, block_size, grid_size;
 inline bool copies_are_lazy = false, driver_has_tensor_maps = true;
 
 inline Thread& thread() { return block->threads[static_cast<std::size_t>(block->current)]; }
@@ -200,6 +202,7 @@ extern unsigned char* shared_memory();
 inline void launch(std::function<void()> body, dim3 blocks, int threads, std::size_t shared_bytes) {
     if (threads % kLanes || shared_bytes > kSharedBytes) fail("such a block does not exist");
     block_size.x = threads;
+    grid_size = {static_cast<int>(blocks.x), static_cast<int>(blocks.y), static_cast<int>(blocks.z)};
     Block own;
     block = &own;
     own.shared = shared_memory();
@@ -208,16 +211,19 @@ inline void launch(std::function<void()> body, dim3 blocks, int threads, std::si
     own.warps.resize(static_cast<std::size_t>(threads / kLanes));
     own.body = std::move(body);
     for (Thread& t : own.threads) t.stack.reset(new char[kStackBytes]);
-    for (unsigned number = 0; number < blocks.x * blocks.y; ++number) {
-        block_index = {static_cast<int>(number % blocks.x), static_cast<int>(number / blocks.x)};
+    for (unsigned number = 0; number < blocks.x * blocks.y * blocks.z; ++number) {
+        unsigned const rest = number / blocks.x;
+        block_index = {static_cast<int>(number % blocks.x), static_cast<int>(rest % blocks.y),
+                       static_cast<int>(rest / blocks.y)};
         // NaN in every type: what is read before it is written shows, and what lies behind the block's part stays NaN.
         std::memset(own.shared, 0xff, kSharedBytes);
         std::fill(std::begin(own.barriers), std::end(own.barriers), Barrier{});
         for (Warp& w : own.warps) w.barrier = {};
+        own.unpublished.assign(kSharedBytes / 16, false);
         int left = threads;
         for (int i = 0; i < threads; ++i) {
             Thread& t = own.threads[static_cast<std::size_t>(i)];
-            t.id = i, t.done = t.has_waited = t.has_published = false, t.products = 0, t.groups = {{}};
+            t.id = i, t.done = t.has_waited = t.has_published = false, t.products = 0, t.groups = {{}}, t.written.clear();
             getcontext(&t.context);
             t.context.uc_stack.ss_sp = t.stack.get();
             t.context.uc_stack.ss_size = kStackBytes;
@@ -263,6 +269,7 @@ inline void launch(std::function<void()> body, dim3 blocks, int threads, std::si
 #define threadIdx (emulation::thread_index())
 #define blockIdx (emulation::block_index)
 #define blockDim (emulation::block_size)
+#define gridDim (emulation::grid_size)
 
 inline void __syncthreads() { emulation::wait(emulation::block->barriers[0], emulation::block_size.x); }
 inline void __syncwarp() { emulation::wait(emulation::warp().barrier, emulation::kLanes); }

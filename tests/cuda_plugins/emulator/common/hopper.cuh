@@ -2,7 +2,7 @@
 //
 // Copies that are lazy arrive when somebody waits for their barrier, the latest first; others arrive at once. They bring
 // what stood there when they were asked for. Products are done at once, but it is an error to go on before they are waited
-// for, or to have them read what no thread has published.
+// for, to have them read what no thread has published, or to copy to where results were stored and not published.
 #pragma once
 
 #include <cuda.h>
@@ -111,10 +111,18 @@ inline void wait(unsigned address, unsigned parity) {
 
 }  // namespace barrier
 
-inline void publish_to_copies() { emulation::thread().has_published = true; }
+inline void publish_to_copies() {
+    emulation::thread().has_published = true;
+    for (unsigned const line : emulation::thread().written) emulation::block->unpublished[line] = false;
+    emulation::thread().written.clear();
+}
 
 inline void start(emulation::BulkCopy copy) {
     barrier::state(copy.barrier);
+    for (auto const& [address, bytes] : copy.pieces)
+        for (std::size_t i = 0; i < bytes.size(); i += 16)
+            if (emulation::block->unpublished[(address + i) / 16])
+                emulation::fail("a copy to where somebody wrote, and has not published it");
     if (!emulation::thread().has_waited) emulation::fail("a copy of what kernels before may not have written yet");
     if (emulation::copies_are_lazy)
         emulation::block->copies.push_back(std::move(copy));
@@ -168,6 +176,9 @@ inline void store_matrices(unsigned row, unsigned const (&m)[4]) {
     for (int i = 0; i < 4; ++i) {
         unsigned const to = __shfl_sync(~0u, row, 8 * i + emulation::lane() / 4);
         at_shared<unsigned>(to + 4 * (emulation::lane() % 4)) = m[i];
+        if (emulation::block->unpublished[to / 16]) continue;
+        emulation::block->unpublished[to / 16] = true;
+        emulation::thread().written.push_back(to / 16);
     }
 }
 
@@ -227,23 +238,50 @@ void product_of_rows(float (&c)[kTiles][4], Matrix a, Matrix b, bool adds) {
     __syncwarp();
 }
 
+template <int kCount>
+void keep_registers() {}
+template <int kCount>
+void take_registers() {}
+
+// A row of fragments, one of the two that four threads hold.
+template <class T>
+void gather_row(float (&x)[16], unsigned const (&fragments)[4], int half) {
+    for (int k = 0; k < 16; ++k) {
+        unsigned const pair = __shfl_sync(~0u, fragments[k / 8 * 2 + half], emulation::lane() / 4 * 4 + k % 8 / 2);
+        x[k] = Pair<T>::half(pair, k % 2);
+    }
+}
+
 template <class T, int kSteps>
-void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], Matrix b) {
+void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], Matrix b, bool adds = false) {
     begin_product();
     for (int i = 0; i < kSteps; ++i)
         for (int half = 0; half < 2; ++half) {
-            // A row is held by four threads.
             float x[16];
-            for (int k = 0; k < 16; ++k) {
-                unsigned const pair = __shfl_sync(~0u, a[i][k / 8 * 2 + half], emulation::lane() / 4 * 4 + k % 8 / 2);
-                x[k] = Pair<T>::half(pair, k % 2);
-            }
+            gather_row<T>(x, a[i], half);
             for (int j = 0; j < 4; ++j)
                 for (int e = 0; e < 2; ++e) {
-                    float sum = i ? c[j][2 * half + e] : 0;
+                    float sum = adds || i ? c[j][2 * half + e] : 0;
                     for (int k = 0; k < 16; ++k)
                         sum += x[k] * element<T>(b, 16 * i + k, 8 * j + 2 * (emulation::lane() % 4) + e);
                     c[j][2 * half + e] = sum;
+                }
+        }
+}
+
+template <class T, int kTiles>
+void multiply_rows(float (&c)[kTiles][4], unsigned (&a)[2][4], Matrix b) {
+    begin_product();
+    for (int i = 0; i < 2; ++i)
+        for (int half = 0; half < 2; ++half) {
+            float x[16];
+            gather_row<T>(x, a[i], half);
+            for (int t = 0; t < kTiles; ++t)
+                for (int e = 0; e < 2; ++e) {
+                    float sum = i ? c[t][2 * half + e] : 0;
+                    for (int k = 0; k < 16; ++k)
+                        sum += x[k] * element<T>(b, 8 * t + 2 * (emulation::lane() % 4) + e, 16 * i + k);
+                    c[t][2 * half + e] = sum;
                 }
         }
 }

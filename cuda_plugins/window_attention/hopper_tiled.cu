@@ -1,0 +1,38 @@
+#include "hopper_tiled.cuh"
+
+#include "../common/launch_kernel.cuh"
+
+namespace swinopt {
+namespace {
+
+using Kernel = void (*)(HopperTiledAttention);
+
+template <class T>
+Kernel kernel_of(int keys, bool cosine) {
+    if (keys == 48)
+        return cosine ? hopper_tiled_attention_kernel<T, 48, true> : hopper_tiled_attention_kernel<T, 48, false>;
+    return cosine ? hopper_tiled_attention_kernel<T, 64, true> : hopper_tiled_attention_kernel<T, 64, false>;
+}
+
+}  // namespace
+
+cudaError_t hopper_tiled_attention(WindowAttentionParams params, HopperTiledPlan const& plan, DType dtype,
+                                   Device const& device, cudaStream_t stream) {
+    HopperTiledAttention arguments{};
+    if (!describe_boxes(arguments.boxes, params, dtype)) return cudaErrorNotSupported;
+    int const windows = static_cast<int>(window_attention_windows(params));
+    arguments.p = params;
+    arguments.windows_each = windows / plan.chunks;
+    arguments.windows_more = windows % plan.chunks;
+    arguments.stages = plan.stages;
+    arguments.tiles = plan.tiles;
+    arguments.abreast = plan.abreast;
+    bool const cosine = params.logit_scale != nullptr;
+    int const keys = hopper_tile_keys(params.window[1] * params.window[2]);
+    Kernel const kernel =
+        dtype == DType::kFloat16 ? kernel_of<__half>(keys, cosine) : kernel_of<__nv_bfloat16>(keys, cosine);
+    dim3 const blocks(params.num_heads, plan.chunks, plan.splits);
+    return launch_kernel(kernel, arguments, blocks, plan.threads, plan.shared_bytes, dtype, device, stream);
+}
+
+}  // namespace swinopt

@@ -1,0 +1,76 @@
+// window_attention on Hopper, windows of more than 64 tokens: what the kernel takes, and how it cuts its work. Host code,
+// no CUDA calls.
+#pragma once
+
+#include <algorithm>
+
+#include "hopper.h"
+
+namespace swinopt {
+
+constexpr int kHopperMostTokens = 256, kHopperQueries = 64;  // of a window; of a warpgroup
+
+// Warps that compute nothing, a warpgroup of them: one that brings windows, and those that make keys directions.
+constexpr int kHopperHelpers = 4, kHopperNormalizers = 3;
+
+struct HopperTiledPlan {
+    int tiles;    // of queries, of a block: a warpgroup for each
+    int splits;   // blocks that share out the queries of a window
+    int abreast;  // windows that a block computes at the same time
+    int stages;   // windows that a block has room for
+    int chunks;   // that the windows are dealt out in
+    int threads;
+    int shared_bytes;
+};
+
+// Keys of a tile: those that leave fewer behind the last one.
+inline int hopper_tile_keys(int tokens) { return (tokens + 47) / 48 * 48 < (tokens + 63) / 64 * 64 ? 48 : 64; }
+
+// Warpgroups that there are registers for, beside that of the helpers: for 64 keys 112 a thread, and for 48 keys 80.
+constexpr int hopper_most_groups(int keys) { return keys == 64 ? 4 : 6; }
+
+inline int hopper_tiled_shared_bytes(int tokens, int tiles, int splits, int stages) {
+    int const tile_keys = hopper_tile_keys(tokens), keys = (tokens + tile_keys - 1) / tile_keys * tile_keys;
+    int const window = 2 * kHopperHead * (kHopperQueries * tiles * splits + 2 * keys), barriers = 24;
+    int const bias = 2 * kHopperQueries * tiles * keys;
+    return stages * (window + barriers) + bias;
+}
+
+// For what window_attention_plan() has filled in; `tiles` is 0 where the kernel cannot do it, or is not the faster one.
+inline HopperTiledPlan hopper_tiled_plan(WindowAttentionParams const& p, DType dtype, Device const& device) {
+    HopperTiledPlan plan{};
+    int const n = p.window[1] * p.window[2], tiles = (n + kHopperQueries - 1) / kHopperQueries;
+    long long const windows = window_attention_windows(p), work = windows * p.num_heads, most = device.multiprocessors;
+    auto const is_even = [](int count) { return count % 2 == 0; };
+    // A box begins at a multiple of 128 bytes, two tokens, and neighbouring keys are read in pairs.
+    bool const even = is_even(p.window[2]) && is_even(p.shift[2]);
+    bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
+    if (device.capability != kHopper || dtype == DType::kFloat32 || p.head_dim != kHopperHead || p.size[0] != 1 ||
+        p.window[0] != 1 || n <= kHopperLargest || n > kHopperMostTokens || !whole || !even ||
+        !are_aligned({p.qkv, p.output}, 16) || !are_aligned({p.relative_position_bias}, 4) || windows >= 1ll << 21 ||
+        windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32 || 2ll * p.num_heads * n * n >= 1ll << 31)
+        return plan;
+    int const keys = hopper_tile_keys(n);
+    if (keys == 48 && work * tiles < most) return plan;  // the other kernel begins sooner
+    int splits = 1;
+    while (splits < tiles && work * splits < most) ++splits;
+    plan.tiles = (tiles + splits - 1) / splits;
+    plan.splits = (tiles + plan.tiles - 1) / plan.tiles;
+    plan.chunks = static_cast<int>(std::min(windows, std::max(1ll, most / (p.num_heads * plan.splits))));
+    int const each = static_cast<int>((windows + plan.chunks - 1) / plan.chunks);
+    auto const bytes = [&] { return hopper_tiled_shared_bytes(n, plan.tiles, plan.splits, plan.stages); };
+    plan.abreast = std::min(each, hopper_most_groups(keys) / plan.tiles);
+    plan.stages = std::min(each, 2 * plan.abreast);
+    while (plan.stages > 1 && bytes() > device.shared_bytes) --plan.stages;
+    plan.abreast = std::min(plan.abreast, plan.stages);
+    plan.threads = 128 * plan.tiles * plan.abreast + 32 * kHopperHelpers;
+    plan.shared_bytes = bytes();
+    return plan.shared_bytes <= device.shared_bytes ? plan : HopperTiledPlan{};
+}
+
+// Enqueues it. cudaErrorNotSupported where the driver knows no tensor maps, or this library was compiled without the
+// kernel.
+cudaError_t hopper_tiled_attention(WindowAttentionParams params, HopperTiledPlan const& plan, DType dtype,
+                                   Device const& device, cudaStream_t stream);
+
+}  // namespace swinopt

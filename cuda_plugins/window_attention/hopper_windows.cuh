@@ -1,0 +1,120 @@
+// How windows come to shared memory on Hopper, and how rows of results leave it; for all kernels of windows of whole maps.
+#pragma once
+
+#include "../common/hopper.cuh"
+#include "../common/mma.cuh"
+#include "../common/tensor_map.h"
+#include "geometry.cuh"
+#include "hopper.h"
+
+namespace swinopt {
+
+// Boxes of qkv [B, H, W, 3C]: a head's channels, HopperBoxes' heights and widths; nothing of one that there is not.
+inline bool describe_boxes(CUtensorMap (&maps)[3][2], WindowAttentionParams const& p, DType dtype) {
+    HopperBoxes const boxes = hopper_boxes(p);
+    cuuint64_t const channels = 3ull * p.num_heads * kHopperHead, columns = p.size[2], rows = p.size[1];
+    cuuint64_t const size[] = {channels, columns, rows, static_cast<cuuint64_t>(p.batch)};
+    cuuint64_t const pitch[] = {2 * channels, 2 * channels * columns, 2 * channels * columns * rows};
+    for (int height = 0; height < 3; ++height)
+        for (int width = 0; width < 2; ++width) {
+            if (!boxes.heights[height] || !boxes.widths[width]) continue;
+            cuuint32_t const box[] = {kHopperHead, static_cast<cuuint32_t>(boxes.widths[width]),
+                                      static_cast<cuuint32_t>(boxes.heights[height]), 1};
+            if (!describe_tensor(maps[height][width], dtype, p.qkv, size, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B))
+                return false;
+        }
+    return true;
+}
+
+// Where a slot lies in its window.
+struct Place {
+    int row, column;
+    __device__ __forceinline__ Place(WindowAttentionParams const& p, int slot) {
+        int const wide = p.window[2] - p.shift[2], before = p.window[1] * wide;
+        bool const behind = slot >= before;
+        Divisor const width(behind ? p.shift[2] : wide);
+        slot -= behind ? before : 0;
+        row = width.quotient(slot);
+        column = slot - row * width.divisor + (behind ? wide : 0);
+    }
+};
+
+// Walks along the windows; the same in all threads of a warp, and the compiler knows.
+struct WindowCursor {
+    int image, row, column;
+
+    __device__ __forceinline__ WindowCursor(WindowAttentionParams const& p, int first) {
+        constexpr unsigned kAll = 0xffffffffu;
+        Window const window = Window::quickly(p, first);
+        image = __shfl_sync(kAll, window.batch, 0);
+        row = __shfl_sync(kAll, window.place[1], 0);
+        column = __shfl_sync(kAll, window.place[2], 0);
+    }
+
+    __device__ __forceinline__ void advance(WindowAttentionParams const& p) {
+        if (++column == p.windows[2]) column = 0, ++row;
+        if (row == p.windows[1]) row = 0, ++image;
+    }
+};
+
+// Puts q, k and v of a head of a window on their way to these places in shared memory. A whole warp calls it.
+__device__ __forceinline__ void bring_head(CUtensorMap const (&boxes)[3][2], WindowAttentionParams const& p,
+                                           WindowCursor const& window, int head, unsigned const (&to)[3],
+                                           unsigned barrier) {
+    int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
+    int const top = window.row * p.window[1] + p.shift[1], left = window.column * p.window[2] + p.shift[2];
+    bool const cut = p.shift[1] && window.row + 1 == p.windows[1];  // by the seam, through its rows
+    int const further = window.column + 1 < p.windows[2] ? left + wide : 0;
+    barrier::arrive_and_expect_once(barrier, 3 * 2 * kHopperHead * p.window[1] * p.window[2]);
+#pragma unroll
+    for (int width = 0; width < 2; ++width) {
+        if (width == 1 && !p.shift[2]) break;
+        int const from = width ? further : left;
+#pragma unroll
+        for (int part = 0; part < 3; ++part) {
+            unsigned const target = to[part] + (width ? 2 * kHopperHead * p.window[1] * wide : 0);
+            int const channel = (part * p.num_heads + head) * kHopperHead;
+            copy_box_once(target, boxes[cut][width], channel, from, top, window.image, barrier);
+            if (cut)
+                copy_box_once(target + 2 * kHopperHead * tall * (width ? p.shift[2] : wide), boxes[2][width], channel, from,
+                              0, window.image, barrier);
+        }
+    }
+}
+
+// Where row `row` of a matrix of 32 columns of 16 bits has its eight columns number `eight`, as bulk copies lay it out.
+__device__ __forceinline__ unsigned char* swizzled(unsigned char* matrix, int row, int eight) {
+    return matrix + 64 * row + 16 * (eight ^ (row >> 1 & 3));
+}
+
+// Stores 16 rows of a warp, rows of a product times a factor each, where the slots from `first_slot` on belong. A thread
+// Stores 16 rows of a product, times a factor each, by a warp. A thread holds parts of row lane / 4, which belongs to
+// `slot` at the place `upper`, and of the one eight slots further. They pass through 16 rows of shared memory, the warp's
+// own, so that four threads store 64 bytes in one go.
+template <class T>
+__device__ __forceinline__ void store_rows(WindowAttentionParams const& p, Window const& window, int head,
+                                           float const (&o)[4][4], float const (&factors)[2], int slot,
+                                           Place const& upper, Place const& lower, unsigned char* rows) {
+    int const lane = threadIdx.x % 32, n = p.window[1] * p.window[2], channels = p.num_heads * kHopperHead;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        unsigned packed[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) packed[j] = Pair<T>::pack(o[j][2 * r] * factors[r], o[j][2 * r + 1] * factors[r]);
+        store_matrices(shared_address(swizzled(rows, lane % 8, lane / 8)) + 512 * r, packed);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        uint4 const vector = *reinterpret_cast<uint4 const*>(swizzled(rows, lane / 4, lane % 4) + 512 * r);
+        Place const& place = r ? lower : upper;
+        int row = window.place[1] * p.window[1] + p.shift[1] + place.row;
+        int column = window.place[2] * p.window[2] + p.shift[2] + place.column;
+        row -= row >= p.size[1] ? p.size[1] : 0, column -= column >= p.size[2] ? p.size[2] : 0;
+        unsigned const token = (window.batch * p.size[1] + row) * p.size[2] + column;
+        T* const to = static_cast<T*>(p.output) + head * kHopperHead + 8 * (lane % 4) + token * channels;
+        if (slot + 8 * r < n) store_16_bytes(to, vector.x, vector.y, vector.z, vector.w);
+    }
+}
+
+}  // namespace swinopt
