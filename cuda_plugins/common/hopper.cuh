@@ -162,6 +162,17 @@ __device__ __forceinline__ void store_matrices(unsigned row, unsigned const (&m)
                  : "memory");
 }
 
+// Both numbers of a pair, or what the other pair has if that is more. NaN stays NaN.
+template <class T>
+__device__ __forceinline__ unsigned at_least(unsigned pair, unsigned other) {
+    unsigned larger;
+    if constexpr (std::is_same_v<T, __half>)
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(pair), "r"(other));
+    else
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(pair), "r"(other));
+    return larger;
+}
+
 namespace warpgroup {
 
 // How many registers its threads have from now on, a multiple of 8: fewer than before, or more, when others of the block

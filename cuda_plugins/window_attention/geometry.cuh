@@ -8,8 +8,8 @@
 namespace swinopt {
 
 // What the largest score of a softmax over tiles begins with. Minus infinity would make NaN of a tile that is hidden
-// altogether; this times log2(e) is finite.
-constexpr float kLowestScore = -2e38f;
+// altogether.
+constexpr float kLowestScore = -3.402823466e38f;
 
 constexpr int kPadded = -1;  // the slot lies in the padding of the map: its q, k and v are pad_qkv
 constexpr int kNoSlot = -2;  // beyond the window's last slot

@@ -1,5 +1,7 @@
 #include "hopper_tiled.cuh"
 
+#include <algorithm>
+
 #include "../common/launch_kernel.cuh"
 
 namespace swinopt {
@@ -21,6 +23,7 @@ cudaError_t hopper_tiled_attention(WindowAttentionParams params, HopperTiledPlan
     HopperTiledAttention arguments{};
     if (!describe_boxes(arguments.boxes, params, dtype)) return cudaErrorNotSupported;
     int const windows = static_cast<int>(window_attention_windows(params));
+    params.mask_value = std::max(params.mask_value, kHopperLowestTiledMask);
     arguments.p = params;
     arguments.windows_each = windows / plan.chunks;
     arguments.windows_more = windows % plan.chunks;
@@ -28,7 +31,7 @@ cudaError_t hopper_tiled_attention(WindowAttentionParams params, HopperTiledPlan
     arguments.tiles = plan.tiles;
     arguments.abreast = plan.abreast;
     bool const cosine = params.logit_scale != nullptr;
-    int const keys = hopper_tile_keys(params.window[1] * params.window[2]);
+    int const keys = window_attention_tile_keys(params.window[1] * params.window[2]);
     Kernel const kernel =
         dtype == DType::kFloat16 ? kernel_of<__half>(keys, cosine) : kernel_of<__nv_bfloat16>(keys, cosine);
     dim3 const blocks(params.num_heads, plan.chunks, plan.splits);

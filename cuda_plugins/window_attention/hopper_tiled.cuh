@@ -2,12 +2,12 @@
 //
 // A block computes one head of its windows, some of them at the same time, a warpgroup for each 64 queries; keys and
 // values pass by in tiles of 48 or 64 with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867). Windows come
-// as they do for small ones (hopper.cuh), and all of a block's find their bias in shared memory.
+// as hopper_windows.cuh says, and all of a block's find their bias in shared memory.
 //
-// A score costs an exponential, for which the units of a multiprocessor take 1/16 of a cycle, and some eight instructions,
-// for which its schedulers take as long. So there is to be no ninth: the bias lies as a thread wants it, four pairs of
-// neighbouring keys in 16 bytes, and keys of cosine attention are made directions in shared memory, by warps that do
-// nothing else. What these are rounded to, 16 bits, is what they came in.
+// A score costs an exponential, for which a multiprocessor takes 1/16 of a cycle, and ten instructions or eleven, 1/4 of a
+// cycle a warp. These are what bounds it, so each counts: the bias lies as a thread wants it, four pairs of neighbouring
+// keys in 16 bytes, and keys of cosine attention are made directions in shared memory, by warps that do nothing else. That
+// rounds them to 16 bits once more, as PyTorch does.
 #pragma once
 
 #include "geometry.cuh"
@@ -31,9 +31,10 @@ template <class T, int kKeys>
 struct HopperTiledBlock {
     static constexpr unsigned kAll = 0xffffffffu;
     static constexpr int kTiles = kKeys / 8, kVectors = kKeys / 16;
-    static constexpr int kLineBytes = 2 * kHopperHead;   // of a token
-    static constexpr int kBiasBytes = 512 * kVectors;  // of 16 queries and a tile of keys
-    static constexpr int kAllThreads = 1;              // a named barrier
+    static constexpr int kLineBytes = 2 * kHopperHead;  // of a token
+    static constexpr int kBiasBytes = 512 * kVectors;   // of 16 queries and a tile of keys
+    static constexpr int kAllThreads = 1;               // a named barrier
+    static constexpr int kRegisters = hopper_registers(kKeys), kHelperRegisters = hopper_helper_registers(kKeys);
 
     HopperTiledAttention const& all;
     WindowAttentionParams const& p;
@@ -45,8 +46,7 @@ struct HopperTiledBlock {
     int const windows = all.windows_each + (chunk < all.windows_more);
     int const n = p.window[1] * p.window[2], key_tiles = (n + kKeys - 1) / kKeys;
     int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
-    // Room for the queries of all blocks that share a window, and a whole tile of them for each warpgroup.
-    int const query_bytes = kLineBytes * kHopperQueries * all.tiles * gridDim.z;
+    int const query_bytes = kLineBytes * ((n + kHopperQueries - 1) / kHopperQueries * kHopperQueries);
     int const part_bytes = kLineBytes * kKeys * key_tiles, stage_bytes = query_bytes + 2 * part_bytes;
     unsigned char* const bias = memory + all.stages * stage_bytes;  // [tiles, key_tiles, 4, kVectors, 32] of 16 bytes
     unsigned const barriers = shared_address(bias + 4 * all.tiles * key_tiles * kBiasBytes);
@@ -168,6 +168,7 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
         if (64 * quarter >= kKeys * key_tiles) return;
         Place const own(p, min(key, n - 1));
         unsigned const hidden = Pair<T>::pack(minus_infinity(), minus_infinity());
+        unsigned const lowest = Pair<T>::pack(kHopperLowestBias, kHopperLowestBias);
         T const* const from = static_cast<T const*>(p.relative_position_bias) + head * n * n +
                               own.row * p.window[2] + own.column;
         unsigned char* const to = bias + 4 * (tile * key_tiles + key / kKeys) * kBiasBytes;
@@ -178,14 +179,15 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
 #pragma unroll
             for (int i = 0; i < kRows; ++i) {
                 int const row = __shfl_sync(kAll, offset, i);
-                pairs[i] = key < n ? *reinterpret_cast<unsigned const*>(from + row) : hidden;
+                pairs[i] = key < n ? *reinterpret_cast<unsigned const*>(from + row) : 0;
             }
             if (key >= kKeys * key_tiles) continue;
 #pragma unroll
             for (int i = 0; i < kRows; ++i) {
                 int const pair = 2 * t + i / 8 % 2;  // of the reader's
                 *reinterpret_cast<unsigned*>(to + (first + i) / 16 * kBiasBytes +
-                                             bias_vector(pair / 4, i % 8 * 4 + quad) + pair % 4 * 4) = pairs[i];
+                                             bias_vector(pair / 4, i % 8 * 4 + quad) + pair % 4 * 4) =
+                    key < n ? at_least<T>(pairs[i], lowest) : hidden;
             }
         }
     }
@@ -214,7 +216,7 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
             barrier::wait(this->normalized(stage), parity);
             __syncwarp();
         }
-        float o[4][4] = {}, largest[2] = {kLowestScore, kLowestScore}, total[2] = {};
+        float o[4][4] = {}, largest[2] = {minus_infinity(), minus_infinity()}, total[2] = {};
         unsigned char const* added = bias + (4 * tile * key_tiles + quarter) * kBiasBytes;
         Scores s = {};
         if (kAhead) begin_scores(s, q, k), finish(s);
@@ -317,8 +319,8 @@ private:
             float sum[2] = {};
 #pragma unroll
             for (int t = 0; t < kTiles; ++t) {
-                float const x = exp2_approximately(s[t][2 * r] * kLog2E - offset);
-                float const y = exp2_approximately(s[t][2 * r + 1] * kLog2E - offset);
+                float const x = exp2_approximately(fmaf(s[t][2 * r], kLog2E, -offset));
+                float const y = exp2_approximately(fmaf(s[t][2 * r + 1], kLog2E, -offset));
                 sum[0] += x, sum[1] += y;
                 weights[t / 2][t % 2 * 2 + r] = Pair<T>::pack(x, y);
             }
@@ -340,7 +342,7 @@ __global__ void __launch_bounds__(128 * hopper_most_groups(kKeys) + 32 * kHopper
     HopperTiledBlock<T, kKeys> const block(all, shared);
     int const helper = block.warp - 4 * block.groups;
     if (helper >= 0) {
-        warpgroup::keep_registers<kKeys == 64 ? 32 : 24>();
+        warpgroup::keep_registers<block.kHelperRegisters>();
         if (helper == 0)
             block.bring_windows();
         else if (kCosine)
@@ -349,7 +351,7 @@ __global__ void __launch_bounds__(128 * hopper_most_groups(kKeys) + 32 * kHopper
             named_barrier::arrive(block.kAllThreads, blockDim.x);
         return;
     }
-    warpgroup::take_registers<kKeys == 64 ? 112 : 80>();
+    warpgroup::take_registers<block.kRegisters>();
     HopperTiledWarpgroup<T, kKeys, kCosine> work(all, shared);
     WindowAttentionParams const& p = all.p;
     work.clear_behind_windows();

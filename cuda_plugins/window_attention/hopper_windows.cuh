@@ -87,7 +87,6 @@ __device__ __forceinline__ unsigned char* swizzled(unsigned char* matrix, int ro
     return matrix + 64 * row + 16 * (eight ^ (row >> 1 & 3));
 }
 
-// Stores 16 rows of a warp, rows of a product times a factor each, where the slots from `first_slot` on belong. A thread
 // Stores 16 rows of a product, times a factor each, by a warp. A thread holds parts of row lane / 4, which belongs to
 // `slot` at the place `upper`, and of the one eight slots further. They pass through 16 rows of shared memory, the warp's
 // own, so that four threads store 64 bytes in one go.

@@ -66,6 +66,11 @@ constexpr int tiled_storage_bytes(int size, int dim, int keys) {
     return size * (64 + 2 * (dim <= 64 ? 2 : 1) * keys) * (dim + 16 / size) + 4 * keys;
 }
 
+// Keys of a tile: those that leave fewer behind the last one.
+inline int window_attention_tile_keys(int window) {
+    return (window + 47) / 48 * 48 < (window + 63) / 64 * 64 ? 48 : 64;
+}
+
 // For what window_attention_unsupported lets pass; fills in how `p` is cut.
 inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType dtype, Device const& device) {
     auto const ceil_div = [](long long a, long long b) { return static_cast<int>((a + b - 1) / b); };
@@ -96,7 +101,7 @@ inline WindowAttentionPlan window_attention_plan(WindowAttentionParams& p, DType
                         : p.head_dim <= 64            ? 64
                         : p.head_dim <= 96            ? 96
                                                       : 128;
-        int keys = ceil_div(window, 48) * 48 < ceil_div(window, 64) * 64 ? 48 : 64;
+        int keys = window_attention_tile_keys(window);
         if (is_float && dim == 32 && window > 48 && window <= 56) keys = 56;  // windows of 7
         int const row_groups = ceil_div(all_row_tiles, 4), warps = ceil_div(all_row_tiles, row_groups);
         int const query_slots = row_groups * warps * 16, key_slots = ceil_div(window, keys) * keys;

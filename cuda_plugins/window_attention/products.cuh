@@ -131,9 +131,10 @@ struct Products {
     // 1 / max(|x|, 1e-12) from the sum of x's squares.
     __device__ __forceinline__ static float inverse_norm(float squares) { return reciprocal_norm(squares); }
 
-    // e^(score - top)
+    // e^(score - top), the difference first: in a tile that a large mask hides, what a product is rounded by is no small
+    // number.
     __device__ __forceinline__ static float weight(float score, float top) {
-        return exp2_approximately(score * kLog2E - top * kLog2E);
+        return exp2_approximately((score - top) * kLog2E);
     }
 
     __device__ __forceinline__ static float reciprocal(float x) { return reciprocal_approximately(x); }

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(128, 2) window_attention_single(WindowAttentio
 #pragma unroll
     for (int r = 0; r < kRowsOfWarp; ++r) {
         own[r] = slot_at(p, window, coordinates, first_row + r);
-        largest[r] = minus_infinity();
+        largest[r] = kLowestScore;
     }
     float const* const bias = static_cast<float const*>(p.relative_position_bias) + static_cast<long long>(head) * n * n;
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def test_window_attention_of_many_windows(dtype: torch.dtype, batch: int) -> Non
 @pytest.mark.parametrize("dtype", TYPES)
 def test_window_attention_with_any_scale(dtype: torch.dtype, scale: float) -> None:
     assert truth.window_attention_error((14, 14), (7, 7), (3, 3), 32, 4, dtype, scale=scale) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tiles_that_are_hidden_altogether(dtype: torch.dtype) -> None:
+    inputs = truth.inputs_with_hidden_tiles(partial(truth.random, dtype=dtype))
+    errors = {
+        mask: truth.window_attention_error(
+            *truth.HIDDEN_TILES, 32, 1, dtype, scale=0.25, mask_value=mask, inputs=inputs
+        )
+        for mask in truth.HIDING
+    }
+    assert too_large(errors, dtype) == {}
 
 
 @pytest.mark.parametrize("dtype", TYPES)

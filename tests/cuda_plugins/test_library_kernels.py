@@ -37,10 +37,10 @@ WINDOWS = (
 )
 #: The same of 65 to 256 tokens, for hopper_tiled.h.
 LARGE_WINDOWS = (
-    ((96, 96), (12, 12), (6, 6)),
+    ((48, 48), (12, 12), (6, 6)),
     ((24, 24), (12, 12), (0, 0)),
     ((12, 12), (12, 12), (0, 0)),
-    ((64, 64), (16, 16), (8, 8)),
+    ((32, 32), (16, 16), (8, 8)),
     ((16, 16), (16, 16), (0, 0)),
     ((32, 16), (16, 16), (8, 0)),
     ((16, 48), (16, 16), (0, 2)),
@@ -94,6 +94,28 @@ def test_masks_that_16_bits_do_not_hold(library: ctypes.CDLL, case: Any, cosine:
     errors = {
         value: truth.window_attention_error(*case, 32, 4, dtype, cosine=cosine, mask_value=value, library=library)
         for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3.4e38, -math.inf, 2.5)
+    }
+    assert too_large(errors, dtype) == {}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_tiles_that_are_hidden_altogether(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    inputs = truth.inputs_with_hidden_tiles(partial(truth.random, dtype=dtype))
+    # In one image there is too little to do for the kernel of large windows.
+    repeated = [None if t is None else t.repeat(200, *(1,) * (t.dim() - 1)) if t is inputs[0] else t for t in inputs]
+    errors = {
+        (len(given[0]), mask): truth.window_attention_error(
+            *truth.HIDDEN_TILES,
+            32,
+            1,
+            dtype,
+            batch=len(given[0]),
+            scale=0.25,
+            mask_value=mask,
+            inputs=given,
+            library=library,
+        )
+        for given, mask in itertools.product((inputs, repeated), truth.HIDING)
     }
     assert too_large(errors, dtype) == {}
 

@@ -243,6 +243,23 @@ def attention_inputs(
     ]
 
 
+#: A window of several tiles of keys, of which queries behind the seams do not see the first ones.
+HIDDEN_TILES = ((18, 12), (18, 12), (9, 6))
+#: Masks that hide them, and that sums and products of float32 lose digits of, or do not hold.
+HIDING = (-100.0, -1e5, -1e9, -3.4e38, -math.inf)
+
+
+def inputs_with_hidden_tiles(make: Callable[..., Tensor]) -> list[Tensor | None]:
+    """Inputs of a WindowAttention of HIDDEN_TILES with one head, in which the bias hides tiles as well."""
+    size, window, _ = HIDDEN_TILES
+    inputs = attention_inputs(make, 1, size, window, 32, 1, False)
+    bias = inputs[1]
+    assert bias is not None
+    places = bias.view(*window, *window)
+    places[:, 6::2, :, :6] = -math.inf
+    return inputs
+
+
 def window_attention_error(
     size: Sequence[int],
     window: Sequence[int],
@@ -257,11 +274,13 @@ def window_attention_error(
     misaligned: bool = False,
     scale: float | None = None,
     mask_value: float = -100.0,
+    inputs: Sequence[Tensor | None] | None = None,
     library: ctypes.CDLL | None = None,
 ) -> float:
-    """The kernel's error on random inputs; NaN where it left an element out or wrote beside its output."""
-    make = partial(random, dtype=dtype, misaligned=misaligned)
-    inputs = attention_inputs(make, batch, size, window, head_dim, heads, cosine)
+    """The kernel's error, on random inputs by default; NaN where it left an element out or wrote beside its output."""
+    if inputs is None:
+        make = partial(random, dtype=dtype, misaligned=misaligned)
+        inputs = attention_inputs(make, batch, size, window, head_dim, heads, cosine)
     attributes = attention_attributes(window, shift, heads, head_dim**-0.5 if scale is None else scale, roll_first)
     attributes["mask_value"] = mask_value
     output = Buffer((batch, *size, head_dim * heads), dtype, misaligned=misaligned)

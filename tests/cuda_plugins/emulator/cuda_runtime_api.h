@@ -117,7 +117,7 @@ struct Block {
 };
 
 inline Block* block = nullptr;
-inline Index block_index, block_size, grid_size;
+inline Index block_index, block_size;
 inline bool copies_are_lazy = false, driver_has_tensor_maps = true;
 
 inline Thread& thread() { return block->threads[static_cast<std::size_t>(block->current)]; }
@@ -145,7 +145,8 @@ inline void end_kernels_before() {
 
 [[noreturn]] inline void fail(char const* why) {
     int const thread = block ? block->current : -1;
-    std::fprintf(stderr, "emulation: %s (block %d, %d, thread %d)\n", why, block_index.x, block_index.y, thread);
+    std::fprintf(stderr, "emulation: %s (block %d, %d, %d, thread %d)\n", why, block_index.x, block_index.y,
+                 block_index.z, thread);
     std::abort();
 }
 
@@ -202,7 +203,6 @@ extern unsigned char* shared_memory();
 inline void launch(std::function<void()> body, dim3 blocks, int threads, std::size_t shared_bytes) {
     if (threads % kLanes || shared_bytes > kSharedBytes) fail("such a block does not exist");
     block_size.x = threads;
-    grid_size = {static_cast<int>(blocks.x), static_cast<int>(blocks.y), static_cast<int>(blocks.z)};
     Block own;
     block = &own;
     own.shared = shared_memory();
@@ -269,7 +269,6 @@ inline void launch(std::function<void()> body, dim3 blocks, int threads, std::si
 #define threadIdx (emulation::thread_index())
 #define blockIdx (emulation::block_index)
 #define blockDim (emulation::block_size)
-#define gridDim (emulation::grid_size)
 
 inline void __syncthreads() { emulation::wait(emulation::block->barriers[0], emulation::block_size.x); }
 inline void __syncwarp() { emulation::wait(emulation::warp().barrier, emulation::kLanes); }

@@ -182,6 +182,12 @@ inline void store_matrices(unsigned row, unsigned const (&m)[4]) {
     }
 }
 
+template <class T>
+unsigned at_least(unsigned pair, unsigned other) {
+    float2 const x = Pair<T>::unpack(pair), least = Pair<T>::unpack(other);
+    return Pair<T>::pack(x.x < least.x ? least.x : x.x, x.y < least.y ? least.y : x.y);
+}
+
 namespace warpgroup {
 
 // A matrix that products read: where it begins, and how its lines lie.
