@@ -264,8 +264,7 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
     ``plugins``: None is the graph as it was exported, for stock TensorRT. An engine of swinopt is there if this swinopt
     has made it, and a failure is tried again.
     """
-    import swinopt
-    from swinopt import tensorrt
+    from swinopt import SwinoptError, tensorrt
     from swinopt.engine import write_whole
 
     plan = plan_of(exported, precision, plugins, level)
@@ -273,12 +272,11 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
     if told.exists() and plan.exists():
         found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
         return found
-    model: Any = exported
-    start = time.perf_counter()
+    model, optimize_s = exported, 0.0
     try:
         if plugins is not None:
-            model = swinopt.optimize(model, target=target(), verify=False)
-        optimized = time.perf_counter()
+            model, optimize_s = optimized(exported)
+        start = time.perf_counter()
         with tensorrt.build(
             model,
             precision=precision,
@@ -288,17 +286,32 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
         ) as engine:
             engine.save(plan)
             found = {
-                "optimize_s": round(optimized - start, 1),
-                "build_s": round(time.perf_counter() - optimized, 1),
+                "optimize_s": optimize_s,
+                "build_s": round(time.perf_counter() - start, 1),
                 "plugin_layers": engine.plugin_layers,
                 "choices": [choice.to_dict() for choice in engine.choices],
                 "notes": list(engine.notes),
                 "TensorRT": tensorrt_version(),
             }
-    except swinopt.SwinoptError as error:
+    except SwinoptError as error:
         return {"error": " ".join(str(error).split())[:400], "TensorRT": tensorrt_version()}
     write_whole(told, json.dumps(found).encode())
     return found
+
+
+def optimized(exported: Path) -> tuple[Path, float]:
+    """What this swinopt makes of an exported model, beside it, and the seconds that took when it was made."""
+    import swinopt
+    from swinopt import choosing
+    from swinopt.engine import write_whole
+
+    path = exported.with_name(f"{exported.stem}-{target()}-{choosing.sources_hash()[:8]}.onnx")
+    told = path.with_name(f"{path.stem}.seconds")
+    if not told.exists():
+        start = time.perf_counter()
+        swinopt.optimize(exported, target=target(), verify=False).save(path)
+        write_whole(told, f"{time.perf_counter() - start:.1f}".encode())
+    return path, float(told.read_text(encoding="utf-8"))
 
 
 def plan_of(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> Path:

@@ -8,7 +8,7 @@ Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live 
 needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them
 TensorRT's builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is
 given; ``--rows`` and ``--columns`` take names, or parts of names, several if need be; with ``--seconds`` it ends after
-that time, and leaves what is not done then for the next run; ``--at-a-time`` first makes the engines and compiled
+that time, and leaves what is not done then for the next run; ``--at-a-time`` first makes engines, graphs and compiled
 modules of all that is asked for, so many at the same time: they may disturb one another's choices a little, stock
 TensorRT's and swinopt's alike. Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
 

@@ -15,10 +15,6 @@
 // some 50 cycles for each eight of them, so there are to be few.
 #pragma once
 
-#include "../common/hopper.cuh"
-#include "../common/mma.cuh"
-#include "geometry.cuh"
-#include "hopper.h"
 #include "hopper_windows.cuh"
 
 namespace swinopt {

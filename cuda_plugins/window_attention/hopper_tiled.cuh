@@ -10,7 +10,6 @@
 // rounds them to 16 bits once more, as PyTorch does.
 #pragma once
 
-#include "geometry.cuh"
 #include "hopper_tiled.h"
 #include "hopper_windows.cuh"
 
