@@ -314,7 +314,7 @@ __device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps]
 
 // C [64 x 8 kTiles] = A [64 x 32] B^T. A is held as fragments; B has rows of the 32 that are summed over, swizzled by 64
 // bytes.
-#define SWINOPT_HELD_ROWS_48(type)                                                                                         \
+#define SWINOPT_HELD_ROWS_48(type)                                                                                    \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"                                                         \
                  "wgmma.mma_async.sync.aligned.m64n48k16.f32." type "." type                                          \
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "  \
@@ -323,7 +323,7 @@ __device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps]
                    SWINOPT_ROW(c, 5)                                                                                  \
                  : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "l"(beyond(b, 32 * i)), "r"(i)             \
                  : "memory")
-#define SWINOPT_HELD_ROWS_64(type)                                                                                         \
+#define SWINOPT_HELD_ROWS_64(type)                                                                                    \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                         \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                          \
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "  \
