@@ -221,7 +221,7 @@ def write_into_readme(rows: Sequence[Row], store: Store) -> None:
     where = "\n".join(f"- {name}: {value}" for name, value in setting(rows, store).items())
     source = (
         "In parentheses the largest difference to PyTorch in fp32. What is told of stock is from rounds in which both "
-        "engines take turns, the rest from each by itself; rows with * are from more than one run. "
+        "engines take turns, if one run made both, the rest from each alone; rows with * are from more than one run. "
         "Measured by `python benchmarks/h200.py`; [all its results](benchmarks/results/h200.md)."
     )
     fill_in(README, "speed", f"{measured}\n\n{source}\n\n{where}")

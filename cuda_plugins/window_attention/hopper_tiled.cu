@@ -12,8 +12,10 @@ using Kernel = void (*)(HopperTiledAttention);
 template <class T>
 Kernel kernel_of(int keys, bool cosine) {
     if (keys == 48)
-        return cosine ? hopper_tiled_attention_kernel<T, 48, true> : hopper_tiled_attention_kernel<T, 48, false>;
-    return cosine ? hopper_tiled_attention_kernel<T, 64, true> : hopper_tiled_attention_kernel<T, 64, false>;
+        return cosine ? hopper_tiled_window_attention_kernel<T, 48, true>
+                      : hopper_tiled_window_attention_kernel<T, 48, false>;
+    return cosine ? hopper_tiled_window_attention_kernel<T, 64, true>
+                  : hopper_tiled_window_attention_kernel<T, 64, false>;
 }
 
 }  // namespace

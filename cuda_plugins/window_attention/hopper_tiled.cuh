@@ -334,7 +334,7 @@ private:
 // and one of helpers, whose registers the others take.
 template <class T, int kKeys, bool kCosine>
 __global__ void __launch_bounds__(128 * hopper_most_groups(kKeys) + 32 * kHopperHelpers, 1)
-    hopper_tiled_attention_kernel(HopperTiledAttention const __grid_constant__ all) {
+    hopper_tiled_window_attention_kernel(HopperTiledAttention const __grid_constant__ all) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) unsigned char shared[];
     let_next_kernel_in();
