@@ -4,10 +4,10 @@
 // values pass by in tiles of 48 or 64 with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867). Windows come
 // as hopper_windows.cuh says, and all of a block's find their bias in shared memory.
 //
-// A score costs an exponential, for which a multiprocessor takes 1/16 of a cycle, and ten instructions or eleven, 1/4 of a
-// cycle a warp. These are what bounds it, so each counts: the bias lies as a thread wants it, four pairs of neighbouring
-// keys in 16 bytes, and keys of cosine attention are made directions in shared memory, by warps that do nothing else. That
-// rounds them to 16 bits once more, as PyTorch does.
+// A score costs an exponential, of which a multiprocessor has 16 a cycle, and ten other instructions, of which it has 128.
+// These are what bounds it, so each counts: the bias lies as a thread wants it, four pairs of neighbouring keys in 16
+// bytes, and keys of cosine attention are made directions in shared memory, by warps that do nothing else. That rounds
+// them to 16 bits once more, as PyTorch does.
 #pragma once
 
 #include "hopper_tiled.h"
@@ -215,6 +215,7 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
             barrier::wait(this->normalized(stage), parity);
             __syncwarp();
         }
+        // No tile has nothing larger than minus infinity: mask and bias are bounded.
         float o[4][4] = {}, largest[2] = {minus_infinity(), minus_infinity()}, total[2] = {};
         unsigned char const* added = bias + (4 * tile * key_tiles + quarter) * kBiasBytes;
         Scores s = {};
