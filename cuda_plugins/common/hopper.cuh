@@ -59,6 +59,11 @@ __device__ __forceinline__ void use(float (&numbers)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
 }
+template <int kCount>
+__device__ __forceinline__ void use(unsigned (&pairs)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(pairs[i])::"memory");
+}
 template <class Numbers, int kCount>
 __device__ __forceinline__ void use(Numbers (&numbers)[kCount]) {
 #pragma unroll
@@ -298,10 +303,7 @@ __device__ __forceinline__ void product_of_rows(float (&c)[kTiles][4], std::uint
 template <class T, int kSteps>
 __device__ __forceinline__ void multiply(float (&c)[4][4], unsigned (&a)[kSteps][4], std::uint64_t b,
                                          bool adds = false) {
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[i][j])::"memory");
+    use(a);
     fence();
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -335,10 +337,7 @@ template <class T, int kTiles>
 __device__ __forceinline__ void multiply_rows(float (&c)[kTiles][4], unsigned (&a)[2][4], std::uint64_t b) {
     static_assert(kTiles == 6 || kTiles == 8);
     constexpr bool kIsHalf = std::is_same_v<T, __half>;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[i][j])::"memory");
+    use(a);
     fence();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -22,15 +22,9 @@ Kernel kernel_of(int key_tiles, bool cosine) {
 cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPlan const& plan, DType dtype,
                                     Device const& device, cudaStream_t stream) {
     HopperWindowAttention arguments{};
-    if (!describe_boxes(arguments.boxes, params, dtype)) return cudaErrorNotSupported;
     params.heads_per_block = plan.heads;
     params.mask_value = std::max(params.mask_value, kHopperLowestMask / params.inverse_scale);
-    arguments.p = params;
-    int const windows = static_cast<int>(window_attention_windows(params));
-    arguments.windows_each = windows / plan.chunks;
-    arguments.windows_more = windows % plan.chunks;
-    arguments.stages = plan.stages;
-    arguments.abreast = plan.abreast;
+    if (!describe_windows(arguments, params, plan, dtype)) return cudaErrorNotSupported;
     int const tokens = params.window[1] * params.window[2];
     arguments.results_bytes = hopper_results_bytes(tokens, plan.heads, plan.abreast);
     int const tiles = tokens <= 56 ? 7 : 8;

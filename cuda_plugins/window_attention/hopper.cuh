@@ -19,12 +19,7 @@
 
 namespace swinopt {
 
-struct HopperWindowAttention {
-    CUtensorMap boxes[3][2];  // describe_boxes()
-    WindowAttentionParams p;
-    int windows_each, windows_more;  // a chunk has windows_each, and the first windows_more ones one more
-    int stages;
-    int abreast;
+struct HopperWindowAttention : HopperWindows {
     int results_bytes;
 };
 
@@ -40,22 +35,13 @@ static_assert(sizeof(WindowMasks) == kHopperMaskBytes);
 // What all threads of a block know. In shared memory lie, one behind the other: q, k and v of the windows that there is
 // room for, by warpgroup; results, a T [16, 32] of each warp; norms; masks; barriers, two for each place of a window.
 template <class T, int kTiles>
-struct HopperBlock {
-    static constexpr unsigned kAll = 0xffffffffu;
+struct HopperBlock : HopperThread {
     // Named barriers; behind these come those of the warpgroups.
     static constexpr int kAllThreads = 1, kConsumers = 2, kLoaders = 3, kGroups = 4;
     static constexpr int kHeadBytes = kHopperHeadBytes<kTiles>, kPartBytes = 64 * 8 * kTiles;
 
     HopperWindowAttention const& all;
-    WindowAttentionParams const& p;
-    unsigned char* const memory;
-    // The shuffle tells the compiler that all threads of a warp have one number.
-    int const warp = __shfl_sync(kAll, threadIdx.x / 32, 0), lane = threadIdx.x % 32, quad = lane % 4;
-    int const heads = p.heads_per_block, groups = heads * all.abreast, chunk = blockIdx.y;
-    int const first_window = chunk * all.windows_each + min(chunk, all.windows_more);
-    int const windows = all.windows_each + (chunk < all.windows_more);
-    int const n = p.window[1] * p.window[2];
-    int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
+    int const heads = p.heads_per_block, groups = heads * all.abreast;
     unsigned char* const results = memory + groups * all.stages * kHeadBytes;
     float* const norms = reinterpret_cast<float*>(results + all.results_bytes);  // [groups, 2, 2, 64]
     WindowMasks& masks = *reinterpret_cast<WindowMasks*>(norms + 256 * groups);
@@ -66,7 +52,7 @@ struct HopperBlock {
     int const copied_begin = bias_begin & ~15, copied_end = min(bias_end + 15, p.num_heads * head_bias) & ~15;
 
     __device__ __forceinline__ HopperBlock(HopperWindowAttention const& given, unsigned char* shared)
-        : all(given), p(given.p), memory(shared) {}
+        : HopperThread(given, shared), all(given) {}
 
     __device__ __forceinline__ unsigned full(int place) const { return barriers + 16 * place; }
     __device__ __forceinline__ unsigned empty(int place) const { return barriers + 16 * place + 8; }

@@ -31,6 +31,20 @@ inline HopperBoxes hopper_boxes(WindowAttentionParams const& p) {
     return {{p.window[2] - p.shift[2], p.shift[2]}, {p.window[1], before, p.shift[1]}};
 }
 
+// Whether windows can come so: those of whole maps of two axes, in 16 bits, at offsets of 32.
+inline bool hopper_brings(WindowAttentionParams const& p, DType dtype, Device const& device) {
+    HopperBoxes const boxes = hopper_boxes(p);
+    long long const windows = window_attention_windows(p), n = p.window[1] * p.window[2];
+    auto const is_even = [](int count) { return count % 2 == 0; };
+    // A box begins at a multiple of 128 bytes, two tokens.
+    bool const even = (!boxes.widths[1] || is_even(p.window[1] * boxes.widths[0])) &&
+                      is_even(boxes.heights[1] * boxes.widths[0]) && is_even(boxes.heights[1] * boxes.widths[1]);
+    bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
+    return device.capability == kHopper && dtype != DType::kFloat32 && p.head_dim == kHopperHead && p.size[0] == 1 &&
+           p.window[0] == 1 && whole && even && are_aligned({p.qkv, p.output}, 16) && windows < 1ll << 21 &&
+           windows * n * 3 * p.num_heads * kHopperHead < 1ll << 32 && 2ll * p.num_heads * n * n < 1ll << 31;
+}
+
 struct HopperWindowPlan {
     int heads;    // of a block, a warpgroup for each
     int abreast;  // windows that a block computes at the same time, warpgroups for each
@@ -62,20 +76,11 @@ inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType
     HopperWindowPlan plan{};
     int const n = p.window[1] * p.window[2];
     long long const windows = window_attention_windows(p);
-    // A box begins at a multiple of 128 bytes, two tokens.
-    HopperBoxes const boxes = hopper_boxes(p);
-    auto const is_even = [](int count) { return count % 2 == 0; };
-    bool const even = (!boxes.widths[1] || is_even(p.window[1] * boxes.widths[0])) &&
-                      is_even(boxes.heights[1] * boxes.widths[0]) && is_even(boxes.heights[1] * boxes.widths[1]);
-    bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
     float const hidden = p.mask_value * p.inverse_scale;
     bool const masks = hidden == 0 || (hidden <= kHopperHighestMask && hidden >= kHopperLowestMask) ||
                        (hidden < kHopperLowestMask && kHopperLowestMask <= kHopperHidesAll * p.inverse_scale);
-    if (device.capability != kHopper || dtype == DType::kFloat32 || p.head_dim != kHopperHead || p.size[0] != 1 ||
-        p.window[0] != 1 || n < kHopperSmallest || n > kHopperLargest || !whole || !even || !masks ||
-        !are_aligned({p.qkv, p.relative_position_bias, p.output}, 16) || (!p.logit_scale && p.scale <= 1e-6f) ||
-        windows >= 1ll << 21 || windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32 ||
-        2ll * p.num_heads * n * n >= 1ll << 31)
+    if (!hopper_brings(p, dtype, device) || n < kHopperSmallest || n > kHopperLargest || !masks ||
+        !are_aligned({p.relative_position_bias}, 16) || (!p.logit_scale && p.scale <= 1e-6f))
         return plan;
     // With few windows the fewest heads, since a block begins when it has the bias of all of its heads.
     long long const work = windows * p.num_heads, most = device.multiprocessors;

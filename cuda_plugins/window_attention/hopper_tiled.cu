@@ -23,15 +23,9 @@ Kernel kernel_of(int keys, bool cosine) {
 cudaError_t hopper_tiled_attention(WindowAttentionParams params, HopperTiledPlan const& plan, DType dtype,
                                    Device const& device, cudaStream_t stream) {
     HopperTiledAttention arguments{};
-    if (!describe_boxes(arguments.boxes, params, dtype)) return cudaErrorNotSupported;
-    int const windows = static_cast<int>(window_attention_windows(params));
     params.mask_value = std::max(params.mask_value, kHopperLowestTiledMask);
-    arguments.p = params;
-    arguments.windows_each = windows / plan.chunks;
-    arguments.windows_more = windows % plan.chunks;
-    arguments.stages = plan.stages;
+    if (!describe_windows(arguments, params, plan, dtype)) return cudaErrorNotSupported;
     arguments.tiles = plan.tiles;
-    arguments.abreast = plan.abreast;
     bool const cosine = params.logit_scale != nullptr;
     int const keys = window_attention_tile_keys(params.window[1] * params.window[2]);
     Kernel const kernel =

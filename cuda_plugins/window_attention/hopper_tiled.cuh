@@ -15,20 +15,14 @@
 
 namespace swinopt {
 
-struct HopperTiledAttention {
-    CUtensorMap boxes[3][2];  // describe_boxes()
-    WindowAttentionParams p;
-    int windows_each, windows_more;  // a chunk has windows_each, and the first windows_more ones one more
-    int stages;
+struct HopperTiledAttention : HopperWindows {
     int tiles;
-    int abreast;
 };
 
 // What all threads of a block know. In shared memory lie, one behind the other: queries, keys and values of the windows
 // that there is room for; the bias; barriers, three for each place of a window.
 template <class T, int kKeys>
-struct HopperTiledBlock {
-    static constexpr unsigned kAll = 0xffffffffu;
+struct HopperTiledBlock : HopperThread {
     static constexpr int kTiles = kKeys / 8, kVectors = kKeys / 16;
     static constexpr int kLineBytes = 2 * kHopperHead;  // of a token
     static constexpr int kBiasBytes = 512 * kVectors;   // of 16 queries and a tile of keys
@@ -36,22 +30,14 @@ struct HopperTiledBlock {
     static constexpr int kRegisters = hopper_registers(kKeys), kHelperRegisters = hopper_helper_registers(kKeys);
 
     HopperTiledAttention const& all;
-    WindowAttentionParams const& p;
-    unsigned char* const memory;
-    // The shuffle tells the compiler that all threads of a warp have one number.
-    int const warp = __shfl_sync(kAll, threadIdx.x / 32, 0), lane = threadIdx.x % 32, quad = lane % 4;
-    int const groups = all.tiles * all.abreast, head = blockIdx.x, chunk = blockIdx.y;
-    int const first_window = chunk * all.windows_each + min(chunk, all.windows_more);
-    int const windows = all.windows_each + (chunk < all.windows_more);
-    int const n = p.window[1] * p.window[2], key_tiles = (n + kKeys - 1) / kKeys;
-    int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
+    int const groups = all.tiles * all.abreast, head = blockIdx.x, key_tiles = (n + kKeys - 1) / kKeys;
     int const query_bytes = kLineBytes * ((n + kHopperQueries - 1) / kHopperQueries * kHopperQueries);
     int const part_bytes = kLineBytes * kKeys * key_tiles, stage_bytes = query_bytes + 2 * part_bytes;
     unsigned char* const bias = memory + all.stages * stage_bytes;  // [tiles, key_tiles, 4, kVectors, 32] of 16 bytes
     unsigned const barriers = shared_address(bias + 4 * all.tiles * key_tiles * kBiasBytes);
 
     __device__ __forceinline__ HopperTiledBlock(HopperTiledAttention const& given, unsigned char* shared)
-        : all(given), p(given.p), memory(shared) {}
+        : HopperThread(given, shared), all(given) {}
 
     __device__ __forceinline__ unsigned full(int stage) const { return barriers + 24 * stage; }
     __device__ __forceinline__ unsigned empty(int stage) const { return barriers + 24 * stage + 8; }

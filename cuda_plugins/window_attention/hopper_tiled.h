@@ -51,15 +51,9 @@ inline HopperTiledPlan hopper_tiled_plan(WindowAttentionParams const& p, DType d
     HopperTiledPlan plan{};
     int const n = p.window[1] * p.window[2], tiles = hopper_query_tiles(n), keys = window_attention_tile_keys(n);
     long long const windows = window_attention_windows(p), work = windows * p.num_heads, most = device.multiprocessors;
-    auto const is_even = [](int count) { return count % 2 == 0; };
-    // A box begins at a multiple of 128 bytes, two tokens, and neighbouring keys are read in pairs.
-    bool const even = is_even(p.window[2]) && is_even(p.shift[2]);
-    bool const whole = p.size[1] % p.window[1] == 0 && p.size[2] % p.window[2] == 0;
-    if (device.capability != kHopper || dtype == DType::kFloat32 || p.head_dim != kHopperHead || p.size[0] != 1 ||
-        p.window[0] != 1 || n <= kHopperLargest || n > kHopperMostTokens || !whole || !even ||
-        !are_aligned({p.qkv, p.output}, 16) || !are_aligned({p.relative_position_bias}, 4) || windows >= 1ll << 21 ||
-        windows * n * 3 * p.num_heads * kHopperHead >= 1ll << 32 || 2ll * p.num_heads * n * n >= 1ll << 31)
-        return plan;
+    // Two neighbouring keys are read in one go.
+    bool const pairs = p.window[2] % 2 == 0 && p.shift[2] % 2 == 0 && are_aligned({p.relative_position_bias}, 4);
+    if (!hopper_brings(p, dtype, device) || n <= kHopperLargest || n > kHopperMostTokens || !pairs) return plan;
     if (keys == 48 && work * tiles < most) return plan;  // the other kernel begins sooner
     plan.splits = 1;
     while (plan.splits < tiles && (work * plan.splits < most || tiles % plan.splits)) ++plan.splits;

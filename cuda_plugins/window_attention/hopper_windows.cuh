@@ -9,8 +9,24 @@
 
 namespace swinopt {
 
-// Boxes of qkv [B, H, W, 3C]: a head's channels, HopperBoxes' heights and widths; nothing of one that there is not.
-inline bool describe_boxes(CUtensorMap (&maps)[3][2], WindowAttentionParams const& p, DType dtype) {
+// What kernels are told of the windows.
+struct HopperWindows {
+    CUtensorMap boxes[3][2];  // of qkv [B, H, W, 3C]: a head's channels, HopperBoxes' heights and widths
+    WindowAttentionParams p;
+    int windows_each, windows_more;  // a chunk has windows_each, and the first windows_more ones one more
+    int stages;
+    int abreast;
+};
+
+// Fills it in. False where the driver knows no tensor maps.
+template <class Plan>
+bool describe_windows(HopperWindows& to, WindowAttentionParams const& p, Plan const& plan, DType dtype) {
+    int const windows = static_cast<int>(window_attention_windows(p));
+    to.p = p;
+    to.windows_each = windows / plan.chunks;
+    to.windows_more = windows % plan.chunks;
+    to.stages = plan.stages;
+    to.abreast = plan.abreast;
     HopperBoxes const boxes = hopper_boxes(p);
     cuuint64_t const channels = 3ull * p.num_heads * kHopperHead, columns = p.size[2], rows = p.size[1];
     cuuint64_t const size[] = {channels, columns, rows, static_cast<cuuint64_t>(p.batch)};
@@ -20,7 +36,7 @@ inline bool describe_boxes(CUtensorMap (&maps)[3][2], WindowAttentionParams cons
             if (!boxes.heights[height] || !boxes.widths[width]) continue;
             cuuint32_t const box[] = {kHopperHead, static_cast<cuuint32_t>(boxes.widths[width]),
                                       static_cast<cuuint32_t>(boxes.heights[height]), 1};
-            if (!describe_tensor(maps[height][width], dtype, p.qkv, size, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B))
+            if (!describe_tensor(to.boxes[height][width], dtype, p.qkv, size, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B))
                 return false;
         }
     return true;
@@ -37,6 +53,25 @@ struct Place {
         row = width.quotient(slot);
         column = slot - row * width.divisor + (behind ? wide : 0);
     }
+};
+
+// What threads of any of these kernels know.
+struct HopperThread {
+    static constexpr unsigned kAll = 0xffffffffu;
+
+    WindowAttentionParams const& p;
+    unsigned char* const memory;
+    // The shuffle tells the compiler that all threads of a warp have one number.
+    int const warp = __shfl_sync(kAll, threadIdx.x / 32, 0), lane = threadIdx.x % 32, quad = lane % 4;
+    int const chunk = blockIdx.y, first_window, windows;
+    int const n = p.window[1] * p.window[2];
+    int const tall = p.window[1] - p.shift[1], wide = p.window[2] - p.shift[2];  // before the seam
+
+    __device__ __forceinline__ HopperThread(HopperWindows const& all, unsigned char* shared)
+        : p(all.p),
+          memory(shared),
+          first_window(chunk * all.windows_each + min(chunk, all.windows_more)),
+          windows(all.windows_each + (chunk < all.windows_more)) {}
 };
 
 // Walks along the windows; the same in all threads of a warp, and the compiler knows.

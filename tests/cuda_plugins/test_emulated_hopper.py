@@ -16,11 +16,22 @@ torch = pytest.importorskip("torch")
 from swinopt import cuda_plugins  # noqa: E402 - only where torch is
 from swinopt.cuda_plugins.launch import Device, Tensor  # noqa: E402 - as above
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
-from tests.cuda_plugins.emulation import AMPERE, HOPPER, TURING, Poisoned, error_of, launched, numbers, run  # noqa: E402
+from tests.cuda_plugins.emulation import (  # noqa: E402 - as above
+    AMPERE,
+    HOPPER,
+    TURING,
+    Poisoned,
+    error_of,
+    launched,
+    numbers,
+    run,
+)
 
 
 class WindowPlan(ctypes.Structure):
     """HopperWindowPlan of cuda_plugins/window_attention/hopper.h."""
+
+    made_by = "hopper_window_plan"
 
     _fields_ = tuple(
         (name, ctypes.c_int) for name in ("heads", "abreast", "stages", "chunks", "threads", "shared_bytes")
@@ -30,13 +41,15 @@ class WindowPlan(ctypes.Structure):
 class TiledPlan(ctypes.Structure):
     """HopperTiledPlan of cuda_plugins/window_attention/hopper_tiled.h."""
 
+    made_by = "hopper_tiled_plan"
+
     _fields_ = tuple(
         (name, ctypes.c_int) for name in ("tiles", "splits", "abreast", "stages", "chunks", "threads", "shared_bytes")
     )
 
 
 def planned(
-    plan: WindowPlan | TiledPlan,
+    kind: type[WindowPlan | TiledPlan],
     emulated: ctypes.CDLL,
     size: Sequence[int],
     window: Sequence[int],
@@ -50,7 +63,6 @@ def planned(
     pointer: int = 1 << 20,
     **attributes: Any,
 ) -> Any:
-    """The plan, filled in."""
     n, name = math.prod(window), str(dtype).removeprefix("torch.")
     padded = any(s % w for s, w in zip(size, window, strict=True))
     shapes = [(batch, *size, 3 * heads * head_dim), (heads, n, n), None, (3 * heads * head_dim,) if padded else None]
@@ -58,9 +70,9 @@ def planned(
     attributes = {**truth.attention_attributes(window, shift, heads, head_dim**-0.5), **attributes}
     output = Tensor((batch, *size, heads * head_dim), name, pointer)
     launch = cuda_plugins.plan("WindowAttention", given, [output], attributes, device)
-    fill_in = emulated.hopper_window_plan if isinstance(plan, WindowPlan) else emulated.hopper_tiled_plan
+    plan = kind()
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
-    fill_in(launch.parameters, truth.DTYPES[dtype], *sizes, ctypes.byref(plan))
+    getattr(emulated, kind.made_by)(launch.parameters, truth.DTYPES[dtype], *sizes, ctypes.byref(plan))
     return plan
 
 
@@ -123,7 +135,7 @@ def test_window_attention_on_hopper(
     lazy: bool,
 ) -> None:
     device = Device(90, multiprocessors, HOPPER.shared_bytes)
-    assert any(values(planned(plan(), emulated, size, window, shift, heads, batch=batch, device=device)))
+    assert any(values(planned(plan, emulated, size, window, shift, heads, batch=batch, device=device)))
     dtype, roll_first = torch.bfloat16 if cosine else torch.float16, cosine
     error = error_of(
         emulated, size, window, shift, 32, heads, dtype,
@@ -207,7 +219,7 @@ def test_masks_that_16_bits_do_not_hold(emulated: ctypes.CDLL, dtype: torch.dtyp
     inputs = truth.attention_inputs(partial(numbers, dtype=dtype), 1, size, window, 32, 1, cosine)
     for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3e38, -math.inf):
         attributes = {**truth.attention_attributes(window, shift, 1, 0.25), "mask_value": value}
-        assert planned(WindowPlan(), emulated, size, window, shift, 1, dtype=dtype, mask_value=value).heads
+        assert planned(WindowPlan, emulated, size, window, shift, 1, dtype=dtype, mask_value=value).heads
         output = Poisoned(1, *size, 32, dtype=dtype)
         run(emulated, "WindowAttention", inputs, [output], attributes)
         expected = truth.window_attention(*inputs, **attributes)
@@ -230,9 +242,7 @@ def test_what_is_not_finite_stays_in_its_window(emulated: ctypes.CDLL, device: D
 
 
 def test_what_the_kernel_for_small_windows_takes(emulated: ctypes.CDLL) -> None:
-    def plan(*case: Any, **more: Any) -> Any:
-        return planned(WindowPlan(), emulated, *case, **more)
-
+    plan = partial(planned, WindowPlan, emulated)
     swin = ((56, 56), (7, 7), (3, 3), 4)
     assert plan(*swin).heads and plan(*swin, dtype=torch.bfloat16).heads
     refused = {
@@ -264,7 +274,7 @@ def test_how_the_kernel_for_small_windows_cuts_its_work(emulated: ctypes.CDLL) -
         (1, 78, 114, 132),
     ):
         device = Device(90, multiprocessors, HOPPER.shared_bytes)
-        plan = planned(WindowPlan(), emulated, (side, side), window, (0, 0), heads, batch=batch, device=device)
+        plan = planned(WindowPlan, emulated, (side, side), window, (0, 0), heads, batch=batch, device=device)
         case = (window, side, heads, batch, multiprocessors, values(plan))
         windows, warpgroups = batch * side * side // math.prod(window), plan.heads * plan.abreast
         assert plan.heads and heads % plan.heads == 0, case
@@ -277,9 +287,7 @@ def test_how_the_kernel_for_small_windows_cuts_its_work(emulated: ctypes.CDLL) -
 
 
 def test_what_the_kernel_for_large_windows_takes(emulated: ctypes.CDLL) -> None:
-    def plan(*case: Any, **more: Any) -> Any:
-        return planned(TiledPlan(), emulated, *case, **more)
-
+    plan = partial(planned, TiledPlan, emulated)
     swin = ((96, 96), (12, 12), (6, 6), 4)
     assert plan(*swin).tiles and plan(*swin, dtype=torch.bfloat16).tiles and plan(*swin, mask_value=-math.inf).tiles
     refused = {
@@ -309,7 +317,7 @@ def test_how_the_kernel_for_large_windows_cuts_its_work(emulated: ctypes.CDLL) -
         (1, 78, 114, 132),
     ):
         device = Device(90, multiprocessors, HOPPER.shared_bytes)
-        plan = planned(TiledPlan(), emulated, (side, side), window, (0, 0), heads, batch=batch, device=device)
+        plan = planned(TiledPlan, emulated, (side, side), window, (0, 0), heads, batch=batch, device=device)
         case = (window, side, heads, batch, multiprocessors, values(plan))
         windows, tiles = batch * side * side // math.prod(window), -(-math.prod(window) // 64)
         if not plan.tiles:

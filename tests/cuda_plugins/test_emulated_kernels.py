@@ -16,7 +16,16 @@ torch = pytest.importorskip("torch")
 
 from swinopt.cuda_plugins.launch import Device  # noqa: E402 - only where torch is
 from tests.cuda_plugins import truth  # noqa: E402 - needs torch itself
-from tests.cuda_plugins.emulation import AMPERE, HOPPER, TURING, Poisoned, error_of, launched, numbers, run  # noqa: E402
+from tests.cuda_plugins.emulation import (  # noqa: E402 - as above
+    AMPERE,
+    HOPPER,
+    TURING,
+    Poisoned,
+    error_of,
+    launched,
+    numbers,
+    run,
+)
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["late copies", "early copies"])

@@ -32,7 +32,7 @@ def seeded() -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("heads", truth.HEADS, ids=lambda heads: "x".join(map(str, heads)))
 def test_window_attention(dtype: torch.dtype, heads: tuple[int, int]) -> None:
-    assert too_large(errors_of_maps(heads, dtype), dtype) == {}
+    assert truth.too_large(errors_of_maps(heads, dtype), dtype) == {}
 
 
 def errors_of_maps(heads: tuple[int, int], dtype: torch.dtype) -> dict[Any, float]:
@@ -44,10 +44,6 @@ def errors_of_maps(heads: tuple[int, int], dtype: torch.dtype) -> dict[Any, floa
                 size, window, shift, *heads, dtype, batch=1 + number % 3, cosine=cosine, roll_first=roll_first
             )
     return errors
-
-
-def too_large(errors: dict[Any, float], dtype: torch.dtype) -> dict[Any, float]:
-    return {case: error for case, error in errors.items() if not error < truth.TOLERANCES[dtype]}
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -82,7 +78,7 @@ def test_tiles_that_are_hidden_altogether(dtype: torch.dtype) -> None:
         )
         for mask in truth.HIDING
     }
-    assert too_large(errors, dtype) == {}
+    assert truth.too_large(errors, dtype) == {}
 
 
 @pytest.mark.parametrize("dtype", TYPES)

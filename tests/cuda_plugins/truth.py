@@ -137,6 +137,11 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
+def too_large(errors: dict[Any, float], dtype: torch.dtype) -> dict[Any, float]:
+    """The errors, by case, that are not below what is tolerated of the type; NaN is none that is."""
+    return {case: error for case, error in errors.items() if not error < TOLERANCES[dtype]}
+
+
 def launched(
     op_type: str,
     inputs: Sequence[Tensor | None],
@@ -249,10 +254,10 @@ HIDDEN_TILES = ((18, 12), (18, 12), (9, 6))
 HIDING = (-100.0, -1e5, -1e9, -3.4e38, -math.inf)
 
 
-def inputs_with_hidden_tiles(make: Callable[..., Tensor]) -> list[Tensor | None]:
+def inputs_with_hidden_tiles(make: Callable[..., Tensor], batch: int = 1) -> list[Tensor | None]:
     """Inputs of a WindowAttention of HIDDEN_TILES with one head, in which the bias hides tiles as well."""
     size, window, _ = HIDDEN_TILES
-    inputs = attention_inputs(make, 1, size, window, 32, 1, False)
+    inputs = attention_inputs(make, batch, size, window, 32, 1, False)
     bias = inputs[1]
     assert bias is not None
     places = bias.view(*window, *window)
