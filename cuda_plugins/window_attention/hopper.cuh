@@ -223,20 +223,8 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
     __device__ __forceinline__ static void weigh(Scores const& s, Weights& weights, float (&total)[2]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float top[2] = {s[0][2 * r], s[0][2 * r + 1]};
-#pragma unroll
-            for (int t = 1; t < kTiles; ++t)
-                top[0] = fmaxf(top[0], s[t][2 * r]), top[1] = fmaxf(top[1], s[t][2 * r + 1]);
-            float const largest = max_of_quad(fmaxf(top[0], top[1]));
-            float sum[2] = {};
-#pragma unroll
-            for (int t = 0; t < kTiles; ++t) {
-                float const x = exp2_approximately(s[t][2 * r] - largest);
-                float const y = exp2_approximately(s[t][2 * r + 1] - largest);
-                sum[0] += x, sum[1] += y;
-                weights[t / 2][t % 2 * 2 + r] = Pair<T>::pack(x, y);
-            }
-            total[r] = sum[0] + sum[1];
+            float const largest = largest_of_row(s, r);
+            total[r] = weigh_row<T>(s, weights, r, [=](float score) { return score - largest; });
         }
     }
 

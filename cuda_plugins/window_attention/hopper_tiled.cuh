@@ -295,22 +295,11 @@ private:
                                                  float (&total)[2]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float top[2] = {s[0][2 * r], s[0][2 * r + 1]};
-#pragma unroll
-            for (int t = 1; t < kTiles; ++t)
-                top[0] = fmaxf(top[0], s[t][2 * r]), top[1] = fmaxf(top[1], s[t][2 * r + 1]);
             float const before = largest[r];
-            largest[r] = fmaxf(before, max_of_quad(fmaxf(top[0], top[1])));
+            largest[r] = fmaxf(before, largest_of_row(s, r));
             float const shrunk = exp2_approximately((before - largest[r]) * kLog2E), offset = largest[r] * kLog2E;
-            float sum[2] = {};
-#pragma unroll
-            for (int t = 0; t < kTiles; ++t) {
-                float const x = exp2_approximately(fmaf(s[t][2 * r], kLog2E, -offset));
-                float const y = exp2_approximately(fmaf(s[t][2 * r + 1], kLog2E, -offset));
-                sum[0] += x, sum[1] += y;
-                weights[t / 2][t % 2 * 2 + r] = Pair<T>::pack(x, y);
-            }
-            total[r] = total[r] * shrunk + sum[0] + sum[1];
+            total[r] = total[r] * shrunk +
+                       weigh_row<T>(s, weights, r, [=](float score) { return fmaf(score, kLog2E, -offset); });
 #pragma unroll
             for (int j = 0; j < 4; ++j) o[j][2 * r] *= shrunk, o[j][2 * r + 1] *= shrunk;
         }

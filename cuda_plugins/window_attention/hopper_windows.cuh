@@ -1,4 +1,5 @@
-// How windows come to shared memory on Hopper, and how rows of results leave it; for all kernels of windows of whole maps.
+// What Hopper's kernels of windows of whole maps have in common: how windows come to shared memory, what a thread makes of
+// a row of scores, and how rows of results leave.
 #pragma once
 
 #include "../common/hopper.cuh"
@@ -115,6 +116,30 @@ __device__ __forceinline__ void bring_head(CUtensorMap const (&boxes)[3][2], Win
                               0, window.image, barrier);
         }
     }
+}
+
+// The largest of a row of scores, one of the two that four threads hold.
+template <int kTiles>
+__device__ __forceinline__ float largest_of_row(float const (&s)[kTiles][4], int r) {
+    float top[2] = {s[0][2 * r], s[0][2 * r + 1]};
+#pragma unroll
+    for (int t = 1; t < kTiles; ++t)
+        top[0] = fmaxf(top[0], s[t][2 * r]), top[1] = fmaxf(top[1], s[t][2 * r + 1]);
+    return max_of_quad(fmaxf(top[0], top[1]));
+}
+
+// Makes the thread's scores of a row weights, 2^exponent(score), and returns their sum.
+template <class T, int kTiles, int kSteps, class Exponent>
+__device__ __forceinline__ float weigh_row(float const (&s)[kTiles][4], unsigned (&weights)[kSteps][4], int r,
+                                           Exponent exponent) {
+    float sum[2] = {};
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+        float const x = exp2_approximately(exponent(s[t][2 * r])), y = exp2_approximately(exponent(s[t][2 * r + 1]));
+        sum[0] += x, sum[1] += y;
+        weights[t / 2][t % 2 * 2 + r] = Pair<T>::pack(x, y);
+    }
+    return sum[0] + sum[1];
 }
 
 // Where row `row` of a matrix of 32 columns of 16 bits has its eight columns number `eight`, as bulk copies lay it out.
