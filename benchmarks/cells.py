@@ -4,8 +4,8 @@
 
 Correctness comes first: outputs are compared with PyTorch's in fp32 (TF32 off), and those that are NaN are counted.
 Then the time, over inputs that take turns. Writes OUTPUT as JSON, whole or not at all; what cannot be built or run is a
-result, too, and its error the text of the cell. With ``--prepare`` it only makes what takes long, an engine, a
-graph or a compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch keeps what it compiled.
+result, too, and its error the text of the cell. With ``--prepare`` it only makes what takes long, an engine or
+a compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch keeps what it compiled.
 """
 
 from __future__ import annotations
@@ -87,11 +87,6 @@ class Cell:
     def built(self, kind: str, plugins: str | None) -> Measured:
         """As :func:`engines.built` does it for this model, precision and batch."""
         return engines.built(self.exported(kind), self.precision, plugins)
-
-    def optimized(self, kind: str) -> Measured:
-        """As :func:`engines.optimized` does it."""
-        path, seconds = engines.optimized(self.exported(kind))
-        return {"optimized": path.name, "optimize_s": seconds}
 
     def plan(self, kind: str, plugins: str | None) -> Path:
         return engines.plan_of(self.exported(kind), self.precision, plugins)
@@ -290,15 +285,14 @@ COLUMNS: dict[str, Callable[[Cell], Measured]] = {
 }
 
 
-#: By column, what can be made while others are made on the same GPU: of "swinopt" the graph, since it measures as it
-#: builds.
+#: By column, what takes long and can be made ahead, while others are made on the same GPU.
 PREPARE: dict[str, Callable[[Cell], Measured]] = {
     "compile": lambda cell: _torch(cell, cell.precision, "reduce-overhead"),
     "compile max": lambda cell: _torch(cell, cell.precision, "max-autotune"),
     "TensorRT": lambda cell: cell.built("torchscript", None),
     "TensorRT, unfolded": lambda cell: cell.built("torchscript-unfolded", None),
     "swinopt, no plugins": lambda cell: cell.built("torchscript-unfolded", "off"),
-    "swinopt": lambda cell: cell.optimized("torchscript-unfolded"),
+    "swinopt": lambda cell: cell.built("torchscript-unfolded", "auto"),
 }
 
 

@@ -8,9 +8,10 @@ Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live 
 needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them
 TensorRT's builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is
 given; ``--rows`` and ``--columns`` take names, or parts of names, several if need be; with ``--seconds`` it ends after
-that time, and leaves what is not done then for the next run; ``--at-a-time`` first makes engines, graphs and compiled
-modules of all that is asked for, so many at the same time: they may disturb one another's choices a little, stock
-TensorRT's and swinopt's alike. Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
+that time, and leaves what is not done then for the next run; ``--at-a-time`` makes engines and compiled modules ahead,
+so many at the same time, in the order in which they are measured, and halts them while a row is. They may disturb one
+another's choices, stock TensorRT's and swinopt's alike; with batches of one image eight at a time have cost swinopt a
+seventh. Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
 
 The cells of a row are measured one after the other, each in a process of its own, and bear the time of their run: the
 report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
@@ -35,9 +36,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dealt = "GPUs to deal the rows out to, as nvidia-smi counts them; by default the first that CUDA finds"
     parser.add_argument("--gpus", type=_indices, default=[None], metavar="0,1", help=dealt)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after this time")
-    at_a_time = "engines and modules to be made at the same time, on each GPU"
+    at_a_time = "engines and modules to be made ahead at the same time, on each GPU"
     parser.add_argument("--at-a-time", type=int, default=0, help=at_a_time)
     parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the results")
@@ -150,42 +151,72 @@ class Worker:
 
     def __init__(self, run: Run, gpu: int | None, wanted: dict[Row, list[str]]) -> None:
         self.run, self.gpu, self.wanted = run, gpu, wanted
+        self._ahead: set[subprocess.Popen[bytes]] = set()
+        self._beginning = threading.Lock()
 
     def work(self) -> None:
-        store = self.run.store
-        if self.run.at_a_time:
-            self._prepare()
         # Every run measures the peaks of its GPUs, and what others read does not outlive the machine.
         peaks = self.cell(PEAKS, next(iter(self.wanted)))
         if peaks is None:
             return
         if "error" in peaks:
             raise SystemExit(self._told(f"nothing can be measured here: {peaks['error']}"))
-        store.add(PEAKS, PEAKS, {**peaks, "run": self.run.name})
-        for row, missing in self.wanted.items():
-            exported = self._exported(row)
-            if exported is None:
-                return
-            if "error" in exported:
-                self._say(f"{row.name} cannot be exported: {exported['error']}")
-                continue
-            for column in missing:
-                found = self.cell(column, row)
-                if found is None:
-                    return
-                if "error" in found and "ms" in store.cells.get(row.name, {}).get(column, {}):
-                    self._say(f"{row.name}, {column}: kept what was measured before, since now: {found['error']}")
-                    continue
-                shares = _shares(found, exported, peaks, row, column)
-                store.add(row.name, column, {**found, **shares, "run": self.run.name})
+        self.run.store.add(PEAKS, PEAKS, {**peaks, "run": self.run.name})
+        with ThreadPoolExecutor(self.run.at_a_time or 1) as pool:
+            made = [column for column in COLUMNS if column in PREPARE and self.run.at_a_time]
+            ahead = {
+                row: [pool.submit(self._prepare, column, row) for column in made if column in missing]
+                for row, missing in self.wanted.items()
+            }
+            try:
+                for row, missing in self.wanted.items():
+                    for prepared in ahead[row]:
+                        prepared.result()
+                    exported = self._exported(row)
+                    with self._alone():
+                        self._measure(row, missing, exported, peaks)
+            except BaseException:  # what is being made would go on for minutes
+                self.run.end = float("-inf")
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _prepare(self) -> None:
-        """Makes what takes long, several at the same time; what fails is told by the cell that wants it."""
-        with ThreadPoolExecutor(self.run.at_a_time) as pool:
-            list(pool.map(self._exported, self.wanted))
-            made = [column for column in COLUMNS if column in PREPARE]
-            tasks = [(row, column) for row, missing in self.wanted.items() for column in made if column in missing]
-            list(pool.map(lambda task: self.cell(task[1], task[0], prepare=True), tasks))
+    def _prepare(self, column: str, row: Row) -> None:
+        """Makes what takes long; what fails is told by the cell that wants it."""
+        exported = self._exported(row)
+        if exported is not None and "error" not in exported:
+            self.cell(column, row, prepare=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """What is being made on this GPU is halted meanwhile, and nothing is begun."""
+        with self._beginning:
+            halted = [process for process in self._ahead if _signal(process, signal.SIGSTOP)]
+            try:
+                yield
+            finally:
+                for process in halted:
+                    _signal(process, signal.SIGCONT)
+
+    def _measure(
+        self, row: Row, missing: Sequence[str], exported: dict[str, Any] | None, peaks: dict[str, Any]
+    ) -> None:
+        """Measures cells of a row, until the time is over."""
+        if exported is None:
+            return
+        if "error" in exported:
+            self._say(f"{row.name} cannot be exported: {exported['error']}")
+            return
+        store = self.run.store
+        for column in missing:
+            found = self.cell(column, row)
+            if found is None:
+                return
+            if "error" in found and "ms" in store.cells.get(row.name, {}).get(column, {}):
+                self._say(f"{row.name}, {column}: kept what was measured before, since now: {found['error']}")
+                continue
+            shares = _shares(found, exported, peaks, row, column)
+            store.add(row.name, column, {**found, **shares, "run": self.run.name})
 
     def _exported(self, row: Row) -> dict[str, Any] | None:
         with _EXPORTING[row.model, row.batch]:
@@ -203,13 +234,12 @@ class Worker:
         names = [column, row.model, row.precision, str(row.batch), str(self.run.folder), str(output)]
         command = [python, str(ROOT / "benchmarks" / "cells.py"), *names, *(["--prepare"] if prepare else [])]
         lost = {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": {}}
-        with subprocess.Popen(command, env=self._environment()) as process:
+        with self._begun(command, ahead=prepare or column == "export") as process:
             while (ended := process.poll()) is None and time.monotonic() < min(self.run.end, begun + _LONGEST_CELL):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_GLANCE)
-            process.kill()  # nothing, if it has ended
-        # An interrupt from the keyboard reaches the cell as well, and may do so first.
-        if ended == -signal.SIGINT or (ended is None and time.monotonic() >= self.run.end):
+            _signal(process, signal.SIGKILL)
+        if ended is None and time.monotonic() >= self.run.end:
             return None
         if ended is None:
             found: dict[str, Any] = {"error": f"not done after {_LONGEST_CELL} s", **lost}
@@ -220,6 +250,20 @@ class Worker:
         told = {key: value for key, value in found.items() if key != "machine"}
         self._say(f"{row.name}, {column}: {told}")
         return found
+
+    @contextmanager
+    def _begun(self, command: Sequence[str], *, ahead: bool) -> Iterator[subprocess.Popen[bytes]]:
+        changing = self._beginning if ahead else nullcontext()
+        with changing:
+            # A group of its own is halted and ended with all that compiles for it. In a session of its own it would
+            # stay halted if this process were killed; so the system hangs it up.
+            process = subprocess.Popen(command, env=self._environment(), preexec_fn=os.setpgrp)
+            if ahead:
+                self._ahead.add(process)
+        with process:
+            yield process
+        with changing:
+            self._ahead.discard(process)
 
     def _environment(self) -> dict[str, str]:
         if self.gpu is None:
@@ -233,6 +277,14 @@ class Worker:
 
     def _told(self, text: str) -> str:
         return text if self.gpu is None else f"GPU {self.gpu}: {text}"
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Signals a cell and all that it has begun; whether it is running."""
+    if process.poll() is not None:
+        return False
+    os.killpg(process.pid, number)
+    return True
 
 
 def _shares(
