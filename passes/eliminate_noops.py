@@ -88,7 +88,7 @@ def _unmoved(node: gs.Node, rewriter: Rewriter) -> Tensor | None:
     region = rewriter.movement.region(node.outputs[0], stop=[data])
     if region is None or region.source is not data:
         return None
-    return data if all(is_identity(i) for i in region.indices) else None
+    return data if all(is_identity(runs) for runs in region.along(-1)[0]) else None
 
 
 def _would_need_identity(old: Tensor, new: Tensor, rewriter: Rewriter) -> bool:

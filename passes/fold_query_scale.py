@@ -122,6 +122,7 @@ def _columns(tensor: Tensor, linear: Linear, rewriter: Rewriter) -> npt.NDArray[
     region = rewriter.movement.region(tensor, stop=[linear.output])
     if region is None or region.source is not linear.output:
         return None
-    found = np.zeros(linear.features, bool)
-    found[region.indices[0][region.indices[0] != PAD] % linear.features] = True
-    return found
+    runs = region.runs[0]
+    found = np.zeros(linear.features // region.length, bool)
+    found[runs[runs != PAD] % found.size] = True
+    return np.repeat(found, region.length)

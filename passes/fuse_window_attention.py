@@ -29,7 +29,7 @@ from swinopt import ops
 from swinopt.attention import Attention, NoAttention, Scores, attention_of
 from swinopt.graph import Array, Tensor
 from swinopt.linear import Linear, linear_from
-from swinopt.movement import PAD, Indices, Region, exits, whole_tokens
+from swinopt.movement import PAD, Indices, Region, elements, exits, whole_tokens
 from swinopt.operands import Operand, operand_of
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
@@ -142,7 +142,7 @@ def _common_source(operands: tuple[Operand, ...], rewriter: Rewriter) -> tuple[R
 
 
 def _placed(region: Region, sample: int, tokens: Indices) -> Indices:
-    moved = whole_tokens(region.indices[sample])
+    moved = whole_tokens(region.along(-1)[0][sample])
     if moved is None:
         raise NoAttention("what is moved before the linear is not whole tokens")
     return np.where(tokens == PAD, PAD, moved[tokens])
@@ -180,7 +180,7 @@ def _way_out(
     results = exits(linear.output, rewriter.facts)
     for result in results:
         region = rewriter.movement.region(result, stop=[linear.output])
-        tokens = [whole_tokens(i) for i in region.indices] if region else [None]
+        tokens = [whole_tokens(runs) for runs in region.along(-1)[0]] if region else [None]
         if any(t is None or (t == PAD).any() for t in tokens):
             raise NoAttention("what follows the projection does not move whole tokens")
         _check_return([s[t] for s, t in zip(slots, tokens, strict=True)], places)
@@ -201,14 +201,16 @@ def _merged_heads(
     if region is None:
         raise NoAttention("the heads are merged with something else")
     slots, channels = [], None
-    for sample, indices in enumerate(region.indices):
+    samples, length = region.along(-1)
+    runs_of_head = head_dim // length
+    for sample, runs in enumerate(samples):
         shape = rewriter.facts.shape(product, sample) or ()
-        rows = indices.reshape(-1, indices.shape[-1])
-        if rows.shape[1] != heads * head_dim or (rows == PAD).any():
+        rows = runs.reshape(-1, runs.shape[-1])
+        if rows.shape[1] != heads * runs_of_head or (rows == PAD).any():
             raise NoAttention("the heads are not merged token by token")
-        group_head, slot, place = np.unravel_index(rows, (int(np.prod(shape[:-2])), shape[-2], shape[-1]))
+        group_head, slot, place = np.unravel_index(rows, (int(np.prod(shape[:-2])), shape[-2], runs_of_head))
         where = (group_head // heads) * shape[-2] + slot
-        which = (group_head % heads) * head_dim + place
+        which = (group_head % heads) * runs_of_head + place
         if not (where == where[:, :1]).all() or not (which == which[:1]).all():
             raise NoAttention("the heads are not merged token by token")
         if channels is not None and not np.array_equal(channels, which[0]):
@@ -217,7 +219,7 @@ def _merged_heads(
         slots.append(where[:, 0])
     if channels is None or not _in_order(np.sort(channels)):
         raise NoAttention("the heads are not merged token by token")
-    return slots, channels
+    return slots, elements(channels, length)
 
 
 def _check_return(slots: list[Indices], places: tuple[Indices, ...]) -> None:

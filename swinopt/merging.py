@@ -37,10 +37,12 @@ def merging_order(region: Region, maps: list[Shape], facts: Facts) -> tuple[int,
     targets = facts.shapes(region.target)
     if targets is None or targets[0][-1] != 4 * maps[0][-1]:
         return None
+    samples, length = region.along(-1)
+    in_runs = [(b, h, w, c // length) for b, h, w, c in maps]
     for order in permutations(range(4)):
         if all(
-            np.array_equal(_neighbours(source, order).reshape(-1), indices.reshape(-1))
-            for source, indices in zip(maps, region.indices, strict=True)
+            np.array_equal(_neighbours(source, order).reshape(-1), runs.reshape(-1))
+            for source, runs in zip(in_runs, samples, strict=True)
         ):
             return order
     return None

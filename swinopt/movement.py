@@ -4,13 +4,18 @@ Reshape, Transpose, Slice, Concat, Pad, Gather, Split and their like compute not
 an element of the input, or a pad. So a whole region of them is one array of indices, found by running the region on
 ``arange``. Two regions with the same array are the same function: equality of integers is a proof, with no tolerance
 and no list of spellings. Where sizes are dynamic, the array is computed for every sample (:mod:`swinopt.facts`).
+
+A region of a Swin seldom parts the channels of a token, or of a head: whole runs of elements move as one. Then the
+array is found for these runs, of which there are 32 or 128 times fewer, and only who asks for elements gets them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,34 +38,80 @@ class Region:
     Attributes:
         source: the one tensor that all elements come from.
         target: the tensor that the region makes.
-        indices: for each sample, an array of the target's shape: flat positions in ``source``, or :data:`PAD`.
+        runs: for each sample, an array of the target's shape, but for ``axis``, which is shorter by the factor
+            ``length``: which run of ``length`` elements of the source's last axis is there, or :data:`PAD`.
+        length: of a run.
+        axis: of the target along which runs lie, from the end.
         nodes: the movement nodes of the region, consumers first.
     """
 
     source: Tensor
     target: Tensor
-    indices: tuple[Indices, ...]
+    runs: tuple[Indices, ...]
+    length: int
+    axis: int
     nodes: tuple[gs.Node, ...]
+
+    @cached_property
+    def indices(self) -> tuple[Indices, ...]:
+        """For each sample, an array of the target's shape: flat positions in ``source``, or :data:`PAD`."""
+        return tuple(elements(runs, self.length, self.axis) for runs in self.runs)
+
+    def along(self, axis: int) -> tuple[tuple[Indices, ...], int]:
+        """The runs along this axis, from the end, and their length; elements and 1 if they lie along another one."""
+        return (self.runs, self.length) if axis == self.axis else (self.indices, 1)
+
+
+def elements(runs: Indices, length: int, axis: int = -1) -> Indices:
+    """The elements of runs of this length, side by side along the axis, which is counted from the end."""
+    if length == 1:
+        return runs
+    place = runs.ndim + axis + 1
+    apart = np.expand_dims(runs, place)
+    steps = np.arange(length, dtype=np.int32).reshape(-1, *[1] * (runs.ndim - place))
+    indices = np.where(apart == PAD, PAD, apart * np.int32(length) + steps)
+    shape = (*runs.shape[: place - 1], runs.shape[place - 1] * length, *runs.shape[place:])
+    found: Indices = indices.reshape(shape)
+    found.setflags(write=False)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- single steps
 
-Step = Callable[[gs.Node, list[npt.NDArray[Any]], int, Facts, int], npt.NDArray[Any]]
 
 
-def _reshape(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+class _InRuns:
+    """Facts of tensors whose elements are runs, each along an axis of its tensor; of others as they are."""
+
+    def __init__(self, facts: Facts, length: int, axes: Mapping[int, int]) -> None:
+        self._facts, self._length, self._axes = facts, length, axes
+        self.graph, self.value = facts.graph, facts.value
+
+    def shape(self, tensor: Tensor, sample: int = 0) -> Shape | None:
+        shape, axis = self._facts.shape(tensor, sample), self._axes.get(id(tensor))
+        if shape is None or axis is None:
+            return shape
+        sizes = list(shape)
+        sizes[axis] //= self._length
+        return tuple(sizes)
+
+
+Step = Callable[[gs.Node, list[npt.NDArray[Any]], int, _InRuns, int], npt.NDArray[Any]]
+
+
+def _reshape(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     return data[0].reshape(facts.shape(node.outputs[output], sample))
 
 
-def _transpose(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _transpose(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     return data[0].transpose(node.attrs.get("perm"))
 
 
-def _concat(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _concat(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     return np.concatenate(data, axis=node.attrs["axis"])
 
 
-def _slice(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _slice(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     starts, ends, axes, steps = (_ints(node, i, facts, sample) for i in (1, 2, 3, 4))
     result = data[0]
     for i, (start, end) in enumerate(zip(starts or (), ends or (), strict=True)):
@@ -73,23 +124,23 @@ def _slice(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: in
     return result
 
 
-def _split(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _split(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     axis = attr(node, "axis", facts.graph.opset) or 0
     sizes = [facts.shape(t, sample)[axis] for t in node.outputs]  # type: ignore[index]
     return np.split(data[0], np.cumsum(sizes)[:-1], axis=axis)[output]
 
 
-def _gather(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _gather(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     rows = facts.value(node.inputs[1], sample)
     assert rows is not None, "is_movement asks for it"
     return np.take(data[0], rows, axis=node.attrs.get("axis", 0))
 
 
-def _expand(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _expand(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     return np.broadcast_to(data[0], facts.shape(node.outputs[output], sample))  # type: ignore[arg-type]
 
 
-def _pad(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _pad(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     pads = _ints(node, 1, facts, sample) or []
     axes = _ints(node, 3, facts, sample) or list(range(data[0].ndim))
     padded = data[0]
@@ -103,14 +154,14 @@ def _pad(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int)
     return padded
 
 
-def _depth_to_space(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _depth_to_space(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     (n, c, h, w), b = data[0].shape, node.attrs["blocksize"]
     if node.attrs.get("mode", "DCR") == "DCR":
         return data[0].reshape(n, b, b, c // b**2, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
     return data[0].reshape(n, c // b**2, b, b, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(n, c // b**2, h * b, w * b)
 
 
-def _space_to_depth(node: gs.Node, data: list[Any], output: int, facts: Facts, sample: int) -> Any:
+def _space_to_depth(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: int) -> Any:
     (n, c, h, w), b = data[0].shape, node.attrs["blocksize"]
     return data[0].reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
 
@@ -162,10 +213,44 @@ def _pads_with_zeros(node: gs.Node, facts: Facts) -> bool:
     return zeros or not any(facts.value(node.inputs[1], s).any() for s in facts.samples)  # type: ignore[union-attr]
 
 
-def _ints(node: gs.Node, index: int, facts: Facts, sample: int) -> list[int] | None:
+def _ints(node: gs.Node, index: int, facts: Facts | _InRuns, sample: int) -> list[int] | None:
     tensor = argument(node, index)
     value = None if tensor is None else facts.value(tensor, sample)
     return None if value is None else [int(i) for i in value.reshape(-1)]
+
+
+def _axis_behind(node: gs.Node, tensor: Tensor, axis: int, facts: Facts, sample: int) -> int | None:
+    """Along which axis of ``tensor``, which the node makes, runs lie that lay along ``axis`` of its data, from the end.
+
+    None if the node parts them. Their length divides the size of the axis before and behind.
+    """
+    if not is_movement(node, facts) or node.op == "Identity":
+        return axis
+    before, behind = facts.shape(data_inputs(node)[0], sample), facts.shape(tensor, sample)
+    assert before is not None and behind is not None, "is_movement asks for it"
+    place = len(before) + axis
+    if node.op == "Transpose":
+        order = node.attrs.get("perm", range(len(before))[::-1])
+        return list(order).index(place) - len(before)
+    if node.op in VIEW_OPS:
+        return axis if _behind(before, axis) == _behind(behind, axis) else None
+    if node.op in ("Expand", "Concat"):
+        return axis
+    if node.op in ("Split", "Gather"):
+        moved = (attr(node, "axis", facts.graph.opset) or 0) % len(before)
+        return axis if moved != place and (node.op == "Split" or moved < place) else None
+    if node.op in ("Slice", "Pad"):
+        numbers, axes = _ints(node, 1, facts, sample) or [], _ints(node, 3, facts, sample)
+        if axes is None:
+            axes = list(range(len(numbers) if node.op == "Slice" else len(before)))
+        if node.op == "Pad":
+            axes = [a for i, a in enumerate(axes) if numbers[i] or numbers[i + len(axes)]]
+        return axis if place not in [a % len(before) for a in axes] else None
+    return None
+
+
+def _behind(shape: Shape, axis: int) -> Shape:
+    return shape[len(shape) + axis + 1 :]
 
 
 # ---------------------------------------------------------------------------------------------------- whole regions
@@ -180,7 +265,8 @@ class Movement:
             an elementwise factor, say, which changes values but not places.
     """
 
-    # A Swin has about two dozen distinct regions; an array of the largest stage takes 10 MB, times the batch.
+    # A Swin has about two dozen distinct regions; where elements of the largest stage move one by one, an array takes
+    # 10 MB, times the batch.
     _KEEP_BYTES = 1 << 28
 
     def __init__(self, facts: Facts) -> None:
@@ -229,31 +315,66 @@ class Movement:
         (source,) = sources.values()
         if self.facts.shapes(source) is None:
             return None
-        indices = tuple(self._evaluate(source, order, inputs_of, sample) for sample in self.facts.samples)
+        length, axes = self._runs(source, order, inputs_of)
+        in_runs = _InRuns(self.facts, length, axes)
+        runs = tuple(self._evaluate(source, order, inputs_of, in_runs, sample) for sample in self.facts.samples)
         nodes = {id(node): node for _, node in reversed(order)}
-        return Region(source, target, indices, tuple(nodes.values()))
+        return Region(source, target, runs, length, axes.get(id(target), -1), tuple(nodes.values()))
+
+    def _runs(
+        self, source: Tensor, order: list[tuple[Tensor, gs.Node]], inputs_of: dict[int, list[Tensor]]
+    ) -> tuple[int, dict[int, int]]:
+        """The length of the longest runs that no step parts, and for each tensor the axis along which they lie.
+
+        Nothing of the latter if they are elements.
+        """
+        axes = {id(source): -1}
+        length = math.gcd(*(self._size(source, -1, sample) for sample in self.facts.samples))
+        for tensor, node in order:
+            if length <= 1:
+                return 1, {}
+            found = {
+                _axis_behind(node, tensor, axes[id(data)], self.facts, sample)
+                for data in inputs_of[id(tensor)]
+                for sample in self.facts.samples
+            }
+            axis = found.pop()
+            if found or axis is None:
+                return 1, {}
+            axes[id(tensor)] = axis
+            length = math.gcd(length, *(self._size(tensor, axis, sample) for sample in self.facts.samples))
+        return (length, axes) if length > 1 else (1, {})
+
+    def _size(self, tensor: Tensor, axis: int, sample: int) -> int:
+        shape = self.facts.shape(tensor, sample)
+        return shape[axis] if shape and len(shape) >= -axis else 1
 
     def _evaluate(
-        self, source: Tensor, order: list[tuple[Tensor, gs.Node]], inputs_of: dict[int, list[Tensor]], sample: int
+        self,
+        source: Tensor,
+        order: list[tuple[Tensor, gs.Node]],
+        inputs_of: dict[int, list[Tensor]],
+        facts: _InRuns,
+        sample: int,
     ) -> Indices:
-        shape = self.facts.shape(source, sample)
+        shape = facts.shape(source, sample)
         assert shape is not None
         numbers = {id(source): 0}
         key: list[Hashable] = [shape]
         for number, (tensor, node) in enumerate(order, start=1):
             numbers[id(tensor)] = number
             inputs = tuple(numbers[id(t)] for t in inputs_of[id(tensor)])
-            key.append((inputs, *self._signature(tensor, node, sample)))
+            key.append((inputs, *self._signature(tensor, node, facts, sample)))
         if tuple(key) in self._known:
             self._known.move_to_end(tuple(key))
             return self._known[tuple(key)]
-        # The arrays of inner steps are dropped after their last use: they are as large as the activations.
+        # The arrays of inner steps are dropped after their last use: they may be as large as the activations.
         values = {id(source): np.arange(np.prod(shape, dtype=np.int64), dtype=np.int32).reshape(shape)}
         last_use = {id(t): tensor for tensor, _ in order for t in inputs_of[id(tensor)]}
         for tensor, node in order:
             data = [values[id(t)] for t in inputs_of[id(tensor)]]
             step = _STEPS[node.op] if is_movement(node, self.facts) else _STEPS["Identity"]
-            values[id(tensor)] = step(node, data, _output_index(node, tensor), self.facts, sample)
+            values[id(tensor)] = step(node, data, _output_index(node, tensor), facts, sample)
             for used in inputs_of[id(tensor)]:
                 if last_use[id(used)] is tensor:
                     values.pop(id(used), None)
@@ -265,7 +386,7 @@ class Movement:
             self._known.popitem(last=False)
         return indices
 
-    def _signature(self, tensor: Tensor, node: gs.Node, sample: int) -> tuple[Hashable, ...]:
+    def _signature(self, tensor: Tensor, node: gs.Node, facts: _InRuns, sample: int) -> tuple[Hashable, ...]:
         parameters = []
         for parameter in node.inputs[1:] if node.op != "Concat" else []:
             value = None if parameter.is_empty() else self.facts.value(parameter, sample)
@@ -273,7 +394,7 @@ class Movement:
         return (
             node.op,
             _output_index(node, tensor),
-            tuple(self.facts.shape(t, sample) for t in node.outputs),
+            tuple(facts.shape(t, sample) for t in node.outputs),
             tuple(sorted((key, str(value)) for key, value in node.attrs.items())),
             tuple(parameters),
         )
@@ -317,9 +438,10 @@ def is_identity(indices: Indices) -> bool:
 
 def is_view(region: Region, facts: Facts) -> bool:
     """Whether the region keeps all elements of its source in their order, whatever their shape."""
+    samples, length = region.along(-1)
     return all(
-        indices.size == np.prod(facts.shape(region.source, sample) or (0,)) and is_identity(indices)
-        for sample, indices in enumerate(region.indices)
+        runs.size * length == np.prod(facts.shape(region.source, sample) or (0,)) and is_identity(runs)
+        for sample, runs in enumerate(samples)
     )
 
 
@@ -375,7 +497,10 @@ def affine(indices: Indices) -> Affine | None:
 
 
 def whole_tokens(indices: Indices) -> Indices | None:
-    """Flat token numbers, if the last axis of an index array runs through whole tokens (or pads); else None."""
+    """Flat token numbers, if the last axis of an index array runs through whole tokens (or pads); else None.
+
+    The array may be of runs along that axis as well.
+    """
     rows = indices.reshape(-1, indices.shape[-1])
     width = rows.shape[1]
     tokens = np.where(rows[:, 0] == PAD, PAD, rows[:, 0] // width)

@@ -17,7 +17,7 @@ from swinopt.attention import NoAttention, is_float_cast
 from swinopt.facts import Facts
 from swinopt.graph import Array, Tensor, argument, is_standard, literal, made_by, producer, scalar
 from swinopt.linear import Linear, linear_of
-from swinopt.movement import PAD, Indices, Movement, Region, is_movement
+from swinopt.movement import PAD, Indices, Movement, Region, elements, is_movement
 from swinopt.pattern import reduced_axes, square, var
 
 #: The largest floor of a norm that still counts as "only there to avoid a division by zero".
@@ -237,8 +237,10 @@ def _tokens_and_channels(
     region: Region, heads: int, features: int, transposed: bool
 ) -> tuple[tuple[Indices, ...], Indices]:
     tokens, found = [], None
-    for indices in region.indices:
-        rows = np.swapaxes(indices, -1, -2) if transposed else indices
+    samples, length = region.along(-2 if transposed else -1)
+    features //= length
+    for runs in samples:
+        rows = np.swapaxes(runs, -1, -2) if transposed else runs
         slots, width = rows.shape[-2:]
         rows = rows.reshape(-1, heads, slots, width)
         pads = (rows == PAD).any(axis=(1, 3))
@@ -257,4 +259,4 @@ def _tokens_and_channels(
         found = expected
         tokens.append(token)
     assert found is not None
-    return tuple(tokens), found
+    return tuple(tokens), elements(found, length)

@@ -275,6 +275,111 @@ def test_what_is_padded_is_marked_in_the_partition() -> None:
     assert (region.indices[0] == PAD).sum() == math.prod(padded_size((5, 7), (3, 4))) - 35
 
 
+# ------------------------------------------------------------------------------------------------------------ runs
+
+#: What is written behind a map, the length of the longest runs that it leaves whole, and the axis along which they lie.
+RUNS: dict[str, tuple[tuple[int, ...], Callable[[Builder, str], str], int, int]] = {
+    "partition": ((2, 4, 6, 6), lambda b, x: shifted_partition(b, x, (4, 6), (2, 3), (1, 1), 6), 6, -1),
+    "padded partition": ((1, 5, 7, 6), lambda b, x: shifted_partition(b, x, (5, 7), (3, 4), (1, 2), 6), 6, -1),
+    "heads": ((3, 4, 12), lambda b, x: b.transpose(b.reshape(x, 3, 4, 3, 4), 0, 2, 1, 3), 4, -1),
+    "heads, transposed": ((3, 4, 12), lambda b, x: b.transpose(b.reshape(x, 3, 4, 3, 4), 0, 2, 3, 1), 4, -2),
+    "heads as rows, transposed": (
+        (3, 4, 12),
+        lambda b, x: b.reshape(b.transpose(b.reshape(x, 3, 4, 3, 4), 0, 2, 3, 1), 9, 4, 4),
+        4,
+        -2,
+    ),
+    "there and back": ((3, 4, 12), lambda b, x: b.transpose(b.transpose(x, 0, 2, 1), 0, 2, 1), 12, -1),
+    "transposed, then tokens parted": ((2, 6, 4), lambda b, x: b.reshape(b.transpose(x, 0, 2, 1), 2, 4, 2, 3), 1, -1),
+    "transposed, then channels parted": ((2, 6, 4), lambda b, x: b.reshape(b.transpose(x, 0, 2, 1), 4, 2, 6), 2, -2),
+    "half of the channels": ((2, 3, 8), lambda b, x: b.slice(x, 0, 4, 2), 1, -1),
+    "all channels, backwards": ((2, 3, 8), lambda b, x: b.op("Slice", x, b.ints(7), b.ints(-9), "", b.ints(-1)), 8, -1),
+    "one third": ((2, 6), lambda b, x: b.ops("Split", x, b.ints(1, 2, 3), count=3, axis=-1)[1], 1, -1),
+    "one third of tokens": ((6, 4), lambda b, x: b.ops("Split", x, b.ints(1, 2, 3), count=3)[1], 4, -1),
+    "channels picked": ((2, 4), lambda b, x: b.op("Gather", x, b.ints(1, 0, 3, 2), axis=-1), 1, -1),
+    "tokens picked": ((3, 4), lambda b, x: b.op("Gather", x, b.constant(np.array([[2, 0]]))), 4, -1),
+    "picked behind": (
+        (2, 4, 3),
+        lambda b, x: b.op("Gather", b.transpose(x, 0, 2, 1), b.ints(1, 1), axis=2),
+        1,
+        -1,
+    ),
+    "one for all": ((3, 1, 4), lambda b, x: b.op("Expand", x, b.ints(2, 1, 5, 1)), 4, -1),
+    "one channel for all": ((3, 1), lambda b, x: b.op("Expand", x, b.ints(3, 4)), 1, -1),
+    "padded at all ends but one": (
+        (2, 3, 4),
+        lambda b, x: b.op("Pad", x, b.ints(0, 1, 0, 1, -1, 0), b.constant(0.0)),
+        4,
+        -1,
+    ),
+    "padded channels": ((2, 3, 4), lambda b, x: b.op("Pad", x, b.ints(0, 0, 0, 0, 0, 4), b.constant(0.0)), 1, -1),
+    "side by side": ((3, 4), lambda b, x: b.op("Concat", x, b.slice(x, 1, 2, 0), axis=0), 4, -1),
+    "channels side by side": ((3, 4), lambda b, x: b.op("Concat", x, b.reshape(x, 3, 4), axis=-1), 4, -1),
+    "neither here nor there": (
+        (3, 3),
+        lambda b, x: b.op("Concat", x, b.transpose(x, 1, 0), axis=0),
+        1,
+        -1,
+    ),
+    "depth to space": ((1, 8, 2, 2), lambda b, x: b.op("DepthToSpace", x, blocksize=2), 1, -1),
+    "nothing": ((0, 2), lambda b, x: b.op("Reshape", b.transpose(x, 1, 0), b.ints(0), allowzero=1), 1, -1),
+    "a new axis at the end": ((2, 4), lambda b, x: b.op("Unsqueeze", x, b.ints(-1)), 1, -1),
+}
+
+
+@pytest.mark.parametrize(("shape", "write", "length", "axis"), RUNS.values(), ids=RUNS)
+def test_runs_are_as_long_as_no_step_parts_them(
+    shape: tuple[int, ...], write: Callable[[Builder, str], str], length: int, axis: int
+) -> None:
+    b = Builder()
+    model = b.model(write(b, b.input(shape)))
+    region = region_of(model)
+    assert (region.length, region.axis) == (length, axis)
+    (indices,), (runs,) = region.indices, region.runs
+    assert runs.size * length == indices.size
+    data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(moved(indices, data), run(model, data)[0])
+    other = -1 if axis == -2 else -2
+    assert region.along(axis) == (region.runs, length)
+    assert region.along(other) == (region.indices, 1)
+    with pytest.raises(ValueError, match="read-only"):
+        indices[...] = 0
+
+
+@pytest.mark.parametrize(
+    ("write", "length"),
+    [
+        (lambda b, x: b.op("Relu", x), 2),  # a source without a step behind it
+        (lambda b, x: b.transpose(x, 1, 0), 2),
+        # Channels up to a multiple of 4, as maps are padded: none are missing of 4, and 2 of 6.
+        (
+            lambda b, x: b.op(
+                "Pad",
+                x,
+                b.op(
+                    "Concat",
+                    b.ints(0, 0, 0),
+                    b.op("Mod", b.op("Neg", b.slice(b.op("Shape", x), 1, 2, 0)), b.ints(4)),
+                    axis=0,
+                ),
+                b.constant(0.0),
+            ),
+            1,
+        ),
+    ],
+    ids=["source", "transposed", "padded"],
+)
+def test_runs_are_those_of_all_sizes(write: Callable[[Builder, str], str], length: int) -> None:
+    b = Builder()
+    model = b.model(write(b, b.input((3, "c"))))
+    graph = graphs.load(model)
+    region = Movement(Facts(graph, [{"c": 4}, {"c": 6}])).region(graph.outputs[0])
+    assert region is not None and region.length == length
+    for indices, channels in zip(region.indices, (4, 6), strict=True):
+        data = np.random.default_rng(0).random((3, channels), np.float32)
+        np.testing.assert_array_equal(moved(indices, data), run(model, data)[0])
+
+
 # ------------------------------------------------------------------------------------------------------ single ops
 
 SINGLE_OPS: list[tuple[tuple[int, ...], Callable[[Builder, str], str], Any]] = [
