@@ -79,7 +79,6 @@ def elements(runs: Indices, length: int, axis: int = -1) -> Indices:
 # ----------------------------------------------------------------------------------------------------- single steps
 
 
-
 class _InRuns:
     """Facts of tensors whose elements are runs, each along an axis of its tensor; of others as they are."""
 
