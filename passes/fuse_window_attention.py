@@ -64,6 +64,8 @@ def _fuse(node: gs.Node, rewriter: Rewriter) -> None:
         raise NoAttention("only one of q and k is normalised")
     if v.scale != 1:
         raise NoAttention("v is scaled")
+    if v.channels.shape != q.channels.shape:
+        raise NoAttention(f"a head has {q.channels.shape[1]} features in q and k, and {v.channels.shape[1]} in v")
     source, places = _common_source((q, k, v), rewriter)
     window = window_of(source, places, slots, rewriter.facts)
     bias, mask_value = bias_and_mask(scores.terms, window, heads)

@@ -119,7 +119,8 @@ def _slice(node: gs.Node, data: list[Any], output: int, facts: _InRuns, sample: 
         # The operator's clamping, which is not NumPy's where the step is negative.
         low, high = (0, size) if step > 0 else (-1, size - 1)
         first, last = (min(max(j + size if j < 0 else j, low), high) for j in (start, end))
-        result = np.take(result, range(max(first, 0), last, step), axis=axis)
+        picked = range(max(first, 0), last, step) if size else range(0)
+        result = np.take(result, picked, axis=axis)
     return result
 
 

@@ -385,6 +385,7 @@ def test_runs_are_those_of_all_sizes(write: Callable[[Builder, str], str], lengt
 SINGLE_OPS: list[tuple[tuple[int, ...], Callable[[Builder, str], str], Any]] = [
     ((4,), lambda b, x: b.slice(x, -1, -99, 0, -1), [3, 2, 1, 0]),
     ((4,), lambda b, x: b.slice(x, 3, -5, -1, -2), [3, 1]),
+    ((0,), lambda b, x: b.slice(x, 3, -5, 0, -1), []),
     ((4,), lambda b, x: b.slice(x, 3, -4, 0, -1), [3, 2, 1]),
     ((4,), lambda b, x: b.slice(x, -9, -99, 0, -1), [0]),
     ((4,), lambda b, x: b.slice(x, 9, 0, 0, -2), [3, 1]),

@@ -810,6 +810,19 @@ def test_attention_over_a_sequence_is_refused() -> None:
     refuses(b.model(b.linear(merged, 8, 8)), FUSE, "no spatial layout|not a window")
 
 
+def test_values_of_another_width_are_refused() -> None:
+    """The op has one head_dim, and 7 and 4 are neither multiples of one another nor far apart."""
+    b = Builder()
+    windows = graphs.partition(b, b.input((1, 4, 4, 8)), (4, 4), (2, 2), 8)
+    q, k, v = (b.reshape(b.linear(windows, 8, 2 * width), 4, 4, 2, width) for width in (7, 7, 4))
+    scores = b.op("MatMul", b.transpose(q, 0, 2, 1, 3), b.transpose(k, 0, 2, 3, 1))
+    attended = b.op(
+        "MatMul", b.op("Softmax", b.op("Add", scores, b.weights(2, 4, 4)), axis=-1), b.transpose(v, 0, 2, 1, 3)
+    )
+    merged = b.reshape(b.transpose(attended, 0, 2, 1, 3), 4, 4, 8)
+    refuses(b.model(graphs.reverse(b, merged, (4, 4), (2, 2), 8)), FUSE, "a head has 7 features in q and k, and 4 in v")
+
+
 def test_q_and_k_of_different_maps_are_refused() -> None:
     b = Builder()
     one, two = b.op("Tanh", b.input((2, 4, 4, 8))), b.op("Exp", b.input((2, 4, 4, 8), "z"))
