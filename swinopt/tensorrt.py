@@ -80,9 +80,10 @@ def build(
             embedding of patches is one of them, and the norms beside them become plugins with them: V1's with the
             merging of patches before it, V2's with the residual addition behind it, all others alone.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
-            both ways, and the faster is taken, or the one that works; a linear may be a tenth or 2.5 microseconds
-            slower, for its sums in float32. ``Engine.choices`` tells. Times are kept in swinopt's cache folder, so that
-            the next build measures what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``.
+            both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, or all of one
+            size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Times are kept in
+            swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing: there it
+            is the same as ``"on"``.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
             33 no linear becomes a plugin.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's

@@ -239,7 +239,13 @@ def test_where_every_op_loses_no_plugin_is_left(lab: Lab) -> None:
     ],
 )
 def test_a_tie_goes_to_the_plugin(op: str, plugin: float, standard: float, expected: str, why: str) -> None:
-    assert by_time(op, plugin, standard) == (expected, why)
+    assert by_time(op, 1, plugin, standard) == (expected, why)
+
+
+def test_what_a_linear_may_be_slower_is_little_in_all() -> None:
+    assert by_time("Linear", 2, 0.0087, 0.0075)[0] == "plugin"
+    assert by_time("Linear", 18, 0.0087, 0.0075)[0] == "standard"
+    assert by_time("Linear", 18, 0.0082, 0.0075)[0] == "plugin", "a tenth it may be"
 
 
 def test_a_parser_of_old_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_what_is_measured_to_be_faster_is_taken(
             assert sum(len(c.nodes) for c in made.choices if c.op == "LayerNorm") == norms(precision)
             for choice in made.choices:
                 assert choice.plugin_ms and choice.standard_ms and choice.from_cache == from_cache, choice.why
-                assert choice.chosen == by_time(choice.op, choice.plugin_ms, choice.standard_ms)[0]
+                assert choice.chosen == by_time(choice.op, len(choice.nodes), choice.plugin_ms, choice.standard_ms)[0]
             assert all(choice.shapes["qkv"][0] == 4 for choice in attentions), "the usual batch of the profile"
             assert made.plugin_layers == sum(len(c.nodes) for c in made.choices if c.chosen == "plugin")
             assert_close(made.run({"image": image})["logits"], model, image, precision)
