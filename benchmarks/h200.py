@@ -10,8 +10,9 @@ TensorRT's builds, so it can run in parts: what results/h200.json has is not mea
 given; ``--rows`` and ``--columns`` take names, or parts of names, several if need be; with ``--seconds`` it ends after
 that time, and leaves what is not done then for the next run; ``--at-a-time`` makes engines and compiled modules ahead,
 so many at the same time, in the order in which they are measured, and halts them while a row is. They may disturb one
-another's choices, stock TensorRT's and swinopt's alike; with batches of one image eight at a time have cost swinopt a
-seventh. Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
+another's choices, stock TensorRT's and swinopt's alike, as may a halt while a kernel is timed; with one image, eight at
+a time have cost swinopt a seventh. Exports and stock engines that plugins.py has left in the same FOLDER serve here,
+too.
 
 The cells of a row are measured one after the other, each in a process of its own, and bear the time of their run: the
 report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
@@ -39,12 +40,13 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from cells import PEAKS, PREPARE
+from engines import HALTS, running_since
 from h200_page import report
 from h200_table import COLUMNS, ROWS, Row, Store
 
@@ -144,6 +146,7 @@ class Run:
     at_a_time: int
     store: Store
     end: float
+    exported: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
 
 class Worker:
@@ -153,6 +156,8 @@ class Worker:
         self.run, self.gpu, self.wanted = run, gpu, wanted
         self._ahead: set[subprocess.Popen[bytes]] = set()
         self._beginning = threading.Lock()
+        self._halts = run.folder / f"halts-{gpu}.txt"
+        self._halts.unlink(missing_ok=True)
 
     def work(self) -> None:
         # Every run measures the peaks of its GPUs, and what others read does not outlive the machine.
@@ -191,10 +196,14 @@ class Worker:
     def _alone(self) -> Iterator[None]:
         """What is being made on this GPU is halted meanwhile, and nothing is begun."""
         with self._beginning:
+            begun = time.monotonic()
             halted = [process for process in self._ahead if _signal(process, signal.SIGSTOP)]
             try:
                 yield
             finally:
+                # Those that were halted read it when they tell how long they ran.
+                with self._halts.open("a", encoding="utf-8") as halts:
+                    halts.write(f"{begun} {time.monotonic()}\n")
                 for process in halted:
                     _signal(process, signal.SIGCONT)
 
@@ -219,13 +228,16 @@ class Worker:
             store.add(row.name, column, {**found, **shares, "run": self.run.name})
 
     def _exported(self, row: Row) -> dict[str, Any] | None:
-        with _EXPORTING[row.model, row.batch]:
-            return self.cell("export", row)
+        known, key = self.run.exported, (row.model, row.batch)
+        with _EXPORTING[key]:
+            found = known.get(key) or self.cell("export", row)
+            if found is not None and "error" not in found:
+                known[key] = found
+            return found
 
     def cell(self, column: str, row: Row, prepare: bool = False) -> dict[str, Any] | None:
         """Runs one cell in a process of its own; one that dies is a result as well, and None one that was cut off."""
-        begun = time.monotonic()
-        if begun >= self.run.end:
+        if time.monotonic() >= self.run.end:
             return None
         self._say(f"{row.name}: {column}{' (to be measured)' if prepare else ''}")
         output = self.run.folder / f"{row.name} {column}.json".replace(" ", "_")
@@ -235,7 +247,8 @@ class Worker:
         command = [python, str(ROOT / "benchmarks" / "cells.py"), *names, *(["--prepare"] if prepare else [])]
         lost = {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": {}}
         with self._begun(command, ahead=prepare or column == "export") as process:
-            while (ended := process.poll()) is None and time.monotonic() < min(self.run.end, begun + _LONGEST_CELL):
+            begun = time.monotonic()
+            while (ended := process.poll()) is None and self._may_run(begun):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_GLANCE)
             _signal(process, signal.SIGKILL)
@@ -250,6 +263,11 @@ class Worker:
         told = {key: value for key, value in found.items() if key != "machine"}
         self._say(f"{row.name}, {column}: {told}")
         return found
+
+    def _may_run(self, begun: float) -> bool:
+        now = time.monotonic()
+        is_long = now - begun >= _LONGEST_CELL and running_since(begun, self._halts) >= _LONGEST_CELL
+        return now < self.run.end and not is_long
 
     @contextmanager
     def _begun(self, command: Sequence[str], *, ahead: bool) -> Iterator[subprocess.Popen[bytes]]:
@@ -266,10 +284,11 @@ class Worker:
             self._ahead.discard(process)
 
     def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, HALTS: str(self._halts)}
         if self.gpu is None:
-            return dict(os.environ)
+            return environment
         # In the order of nvidia-smi, which is asked about the GPU, too; CUDA's own puts the fastest one first.
-        return {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        return {**environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(self.gpu)}
 
     def _say(self, text: str) -> None:
         # In one piece: print would write the end of the line for itself, maybe behind another thread's line.
@@ -283,7 +302,8 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
     """Signals a cell and all that it has begun; whether it is running."""
     if process.poll() is not None:
         return False
-    os.killpg(process.pid, number)
+    with suppress(ProcessLookupError):  # another thread may have seen it end in the meantime
+        os.killpg(process.pid, number)
     return True
 
 

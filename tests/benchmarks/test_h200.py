@@ -177,6 +177,10 @@ LINES = """#!{python}
 import json, os, subprocess, sys, time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+import engines
+
+begun = time.monotonic()
 column, model, *_, folder, output = sys.argv[2:8]
 lines = Path(folder) / "lines"
 count = lambda: len(lines.read_bytes()) if lines.exists() else 0
@@ -187,6 +191,7 @@ if "--prepare" not in sys.argv:
     found["lines"] = [before, count()]
 elif model == "Swin-S 224":
     subprocess.run(["sh", "-c", "for i in $(seq 50); do echo >>" + str(lines) + "; sleep 0.02; done"])
+    Path(folder, "ran").write_text(json.dumps([engines.running_since(begun), time.monotonic() - begun]))
 else:
     while not count():
         time.sleep(0.01)
@@ -210,6 +215,18 @@ def test_what_is_made_ahead_is_halted_while_others_are_measured(
     before, after = kept[rows[0]]["compile"]["lines"]
     assert 0 < before == after < 50
     assert kept[rows[1]]["compile"]["lines"] == [50, 50]
+    ran, passed = json.loads((tmp_path / "ran").read_text())
+    assert 0.9 < ran < passed - 0.3, "it was halted while the other one slept"
+
+
+def test_a_cell_has_its_time_without_that_for_which_it_was_halted(h200: ModuleType, tmp_path: Path) -> None:
+    measuring = worker(h200, tmp_path, tmp_path / "python")
+    begun = time.monotonic() - h200._LONGEST_CELL - 50
+    halts = tmp_path / "halts-None.txt"
+    for halt, may in (("", False), (f"{begun - 90} {begun - 10}\n", False), (f"{begun - 90} {begun + 60}\n", True)):
+        halts.write_text(halt)
+        assert measuring._may_run(begun) == may
+    assert not worker(h200, tmp_path, tmp_path / "python")._may_run(begun), "halts of an earlier run"
 
 
 def test_what_is_made_ahead_ends_with_the_run(
