@@ -7,12 +7,12 @@
 Run it where PyTorch with CUDA and timm are. TensorRT and ONNX Runtime may live in Pythons of their own; TensorRT 8.6
 needs the plugin library in its place or named by SWINOPT_PLUGINS. A full run takes many hours, most of them
 TensorRT's builds, so it can run in parts: what results/h200.json has is not measured again, unless ``--again`` is
-given; ``--rows`` and ``--columns`` take names, or parts of names, several if need be; with ``--seconds`` it ends after
-that time, and leaves what is not done then for the next run; ``--at-a-time`` makes engines and compiled modules ahead,
-so many at the same time, in the order in which they are measured, and halts them while a row is. They may disturb one
-another's choices, stock TensorRT's and swinopt's alike, as may a halt while a kernel is timed; with one image, eight at
-a time have cost swinopt a seventh. Exports and stock engines that plugins.py has left in the same FOLDER serve here,
-too.
+given. ``--rows`` and ``--columns`` take names, or parts of names, several if need be, and rows are measured in the
+order in which they are named; with ``--seconds`` it ends after that time, and leaves what is not done then for the
+next run; ``--at-a-time`` makes engines and compiled modules ahead, so many at the same time, in the order in which
+they are measured, and halts them while a row is. They may disturb one another's choices, stock TensorRT's and
+swinopt's alike, as may a halt while a kernel is timed; with one image, eight at a time have cost swinopt a seventh.
+Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
 
 The cells of a row are measured one after the other, each in a process of its own, and bear the time of their run: the
 report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
@@ -55,6 +55,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 _LONGEST_CELL = 1800  # seconds
 _GLANCE = 0.2  # seconds after which is looked whether a cell has to end
 
+_ROW_NAMES = {row.name for row in ROWS}
 #: Rows of one model and batch read the same exports: of the cells that write them, one runs at a time.
 _EXPORTING = {(row.model, row.batch): threading.Lock() for row in ROWS}
 
@@ -103,6 +104,7 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
         end=time.monotonic() + arguments.seconds,
     )
     wanted = [(row, missing) for row in ROWS if (missing := _missing(row, arguments, store))]
+    wanted.sort(key=lambda asked: _place(asked[0].name, arguments.rows, _ROW_NAMES) or 0)
     gpus: list[int | None] = arguments.gpus
     # There and back, since small and large batches take turns in ROWS.
     places = [*range(len(gpus)), *reversed(range(len(gpus)))]
@@ -121,19 +123,24 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
 
 def _missing(row: Row, arguments: argparse.Namespace, store: Store) -> list[str]:
     """The columns of a row that are asked for, and not there."""
-    if not _is_asked_for(row.name, arguments.rows, {row.name for row in ROWS}):
+    if _place(row.name, arguments.rows, _ROW_NAMES) is None:
         return []
     return [
         column
         for column in row.columns
-        if _is_asked_for(column, arguments.columns, COLUMNS.keys())
+        if _place(column, arguments.columns, COLUMNS.keys()) is not None
         and (arguments.again or not store.has(row.name, column))
     ]
 
 
-def _is_asked_for(name: str, parts: Sequence[str] | None, names: Collection[str]) -> bool:
-    """Whether it is named; a whole name is no part of others, or there would be no asking for "swinopt" alone."""
-    return parts is None or any(part == name if part in names else part in name for part in parts)
+def _place(name: str, parts: Sequence[str] | None, names: Collection[str]) -> int | None:
+    """Which of the parts asks for it first, if one does; all of it is asked for without any.
+
+    A whole name is no part of others, or there would be no asking for "swinopt" alone.
+    """
+    if parts is None:
+        return 0
+    return next((i for i, part in enumerate(parts) if (part == name if part in names else part in name)), None)
 
 
 @dataclass

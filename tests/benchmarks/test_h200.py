@@ -161,8 +161,10 @@ def test_what_takes_long_is_made_ahead(h200: ModuleType, tmp_path: Path, monkeyp
         return found_by(column)
 
     monkeypatch.setattr(h200.Worker, "cell", measured)
-    rows = ["Swin-T 224 fp16 B=1", "Swin-S 224 fp16 B=1"]
+    rows = ["Swin-S 224 fp16 B=1", "Swin-T 224 fp16 B=1"]
     h200.main(["--folder", str(tmp_path), "--rows", rows[0], "--rows", rows[1], "--at-a-time", "3"])
+    measured_rows = [row for row, column, prepare in asked if not prepare and column not in ("peaks", "export")]
+    assert list(dict.fromkeys(measured_rows)) == rows, "in the order in which they were named"
     for row in rows:
         # Without max-autotune, which is Swin-B's.
         ahead = sorted(column for name, column, prepare in asked if name == row and prepare)
