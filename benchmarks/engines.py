@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,7 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
             timing_cache=exported.parent / f"{precision}.timing.cache",
             optimization_level=level,
             plugins=plugins or "off",
+            progress=partial(_tell, plan.stem),
         ) as engine:
             engine.save(plan)
             found = {
@@ -310,6 +312,11 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
         return {"error": " ".join(str(error).split())[:400], "TensorRT": tensorrt_version()}
     write_whole(told, json.dumps(found).encode())
     return found
+
+
+def _tell(engine: str, phase: str, step: int, steps: int) -> None:
+    if step == 0:
+        print(f"{engine}: {phase}{f' ({steps} steps)' if steps > 1 else ''}", flush=True)
 
 
 def optimized(exported: Path) -> tuple[Path, float]:
