@@ -16,7 +16,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, argument, is_standard, literal, producer, scalar
-from swinopt.movement import data_inputs, is_identity, is_movement
+from swinopt.indices import is_identity
+from swinopt.movement import data_inputs, is_movement
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, made_by, producer, scalar
+from swinopt.indices import PAD
 from swinopt.linear import Linear, linear_of
-from swinopt.movement import PAD, exits, is_movement
+from swinopt.movement import exits, is_movement
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

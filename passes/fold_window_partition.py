@@ -24,8 +24,8 @@ import onnx_graphsurgeon as gs
 from swinopt import ops
 from swinopt.facts import Shape
 from swinopt.graph import Tensor, argument, literal, producer
+from swinopt.indices import PAD
 from swinopt.linear import linear_of
-from swinopt.movement import PAD
 from swinopt.passes.fuse_window_attention import FuseWindowAttention
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter

@@ -28,8 +28,9 @@ import onnx_graphsurgeon as gs
 from swinopt import ops
 from swinopt.attention import Attention, NoAttention, Scores, attention_of
 from swinopt.graph import Array, Tensor
+from swinopt.indices import PAD, Indices, elements, whole_tokens
 from swinopt.linear import Linear, linear_from
-from swinopt.movement import PAD, Indices, Region, elements, exits, whole_tokens
+from swinopt.movement import Region, exits
 from swinopt.operands import Operand, operand_of
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter

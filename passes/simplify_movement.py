@@ -20,7 +20,8 @@ import onnx_graphsurgeon as gs
 
 from swinopt.facts import Shape
 from swinopt.graph import Tensor, producer
-from swinopt.movement import PAD, Affine, Indices, Region, affine, is_movement, is_view
+from swinopt.indices import PAD, Affine, Indices, affine
+from swinopt.movement import Region, is_movement, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

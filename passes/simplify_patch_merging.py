@@ -21,9 +21,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, attr, is_standard, literal
+from swinopt.indices import Indices
 from swinopt.linear import Linear, linear_from
 from swinopt.merging import maps_of, merging_order
-from swinopt.movement import Indices, Region, exits, is_view
+from swinopt.movement import Region, exits, is_view
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 

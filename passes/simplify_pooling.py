@@ -17,7 +17,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor
-from swinopt.movement import PAD, Indices, exits, is_view
+from swinopt.indices import PAD, Indices
+from swinopt.movement import exits, is_view
 from swinopt.pattern import reduced_axes
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter

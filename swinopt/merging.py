@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 
 from swinopt.facts import Facts, Shape
-from swinopt.movement import PAD, VIEW_OPS, Indices, Region
+from swinopt.indices import PAD, Indices
+from swinopt.movement import VIEW_OPS, Region
 
 
 def maps_of(region: Region, facts: Facts) -> list[Shape] | None:

@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 from swinopt.attention import NoAttention, is_float_cast
 from swinopt.facts import Facts
 from swinopt.graph import Array, Tensor, argument, is_standard, literal, made_by, producer, scalar
+from swinopt.indices import PAD, Indices, elements
 from swinopt.linear import Linear, linear_of
-from swinopt.movement import PAD, Indices, Movement, Region, elements, is_movement
+from swinopt.movement import Movement, Region, is_movement
 from swinopt.pattern import reduced_axes, square, var
 
 #: The largest floor of a norm that still counts as "only there to avoid a division by zero".

@@ -14,7 +14,8 @@ import numpy as np
 from swinopt.attention import NoAttention, Term
 from swinopt.facts import Facts
 from swinopt.graph import Array, epsilon_of
-from swinopt.movement import PAD, Indices, Region
+from swinopt.indices import PAD, Indices
+from swinopt.movement import Region
 from swinopt.textbook import shift_mask, window_tokens
 
 #: The largest window, in tokens: 32 x 32. What is larger is global attention, for which there are better kernels.

@@ -13,8 +13,9 @@ from swinopt import graph as graphs
 from swinopt.attention import NoAttention, probabilities_product, scores_of
 from swinopt.facts import Facts
 from swinopt.graph import Tensor
+from swinopt.indices import PAD
 from swinopt.linear import linear_from, linear_of
-from swinopt.movement import PAD, Movement, exits
+from swinopt.movement import Movement, exits
 from swinopt.operands import operand_of
 from swinopt.rewrite import Rewriter
 from swinopt.testing import assert_equivalent
