@@ -55,7 +55,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 _LONGEST_CELL = 1800  # seconds
 _GLANCE = 0.2  # seconds after which is looked whether a cell has to end
 
-_ROW_NAMES = {row.name for row in ROWS}
+_ROW_NAMES = tuple(row.name for row in ROWS)
 #: Rows of one model and batch read the same exports: of the cells that write them, one runs at a time.
 _EXPORTING = {(row.model, row.batch): threading.Lock() for row in ROWS}
 
@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the results")
     arguments = parser.parse_args(argv)
+    for option, parts, names in (("rows", arguments.rows, _ROW_NAMES), ("columns", arguments.columns, tuple(COLUMNS))):
+        for part in parts or ():
+            if not any(part in name for name in names):
+                parser.error(f"--{option}: {part!r} is no part of any name; there are {', '.join(names)}")
     store = Store(RESULTS / "h200.json")
     if not arguments.report:
         measure(arguments, store)

@@ -251,6 +251,15 @@ def test_what_is_made_ahead_ends_with_the_run(
     assert time.monotonic() < begun + 30
 
 
+@pytest.mark.parametrize(("option", "name"), [("--rows", "Swin-X"), ("--columns", "swinopt!")])
+def test_what_nothing_is_called_is_an_error(
+    h200: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str
+) -> None:
+    with pytest.raises(SystemExit):
+        h200.main(["--folder", str(tmp_path), option, name])
+    assert f"{option}: '{name}' is no part of any name; there are" in capsys.readouterr().err
+
+
 def test_nothing_is_begun_after_the_time(h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a cell was measured"))
     assert h200.main(["--folder", str(tmp_path), "--seconds", "-1", "--at-a-time", "2"]) == 1
