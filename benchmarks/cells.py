@@ -4,8 +4,8 @@
 
 Correctness comes first: outputs are compared with PyTorch's in fp32 (TF32 off), and those that are NaN are counted.
 Then the time, over inputs that take turns. Writes OUTPUT as JSON, whole or not at all; what cannot be built or run is a
-result, too, and its error the text of the cell. With ``--prepare`` it only makes what takes long, an engine or
-a compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch keeps what it compiled.
+result, too, and its error the text of the cell. With ``--prepare`` it only makes what takes long, an engine or a
+compiled module, and leaves it for the measurement: in FOLDER, or where PyTorch keeps what it compiled.
 """
 
 from __future__ import annotations

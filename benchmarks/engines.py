@@ -278,7 +278,8 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
     ``plugins``: None is the graph as it was exported, for stock TensorRT. An engine of swinopt is there if this swinopt
     has made it, and a failure is tried again.
     """
-    from swinopt import SwinoptError, tensorrt
+    import swinopt
+    from swinopt import tensorrt
     from swinopt.engine import write_whole
 
     plan = plan_of(exported, precision, plugins, level)
@@ -286,11 +287,12 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
     if told.exists() and plan.exists():
         found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
         return found
-    model, optimize_s = exported, 0.0
+    model: Any = exported
+    start = time.monotonic()
     try:
         if plugins is not None:
-            model, optimize_s = optimized(exported)
-        start = time.monotonic()
+            model = swinopt.optimize(model, target=target(), verify=False)
+        optimize_s, start = running_since(start), time.monotonic()
         with tensorrt.build(
             model,
             precision=precision,
@@ -301,14 +303,14 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
         ) as engine:
             engine.save(plan)
             found = {
-                "optimize_s": optimize_s,
+                "optimize_s": round(optimize_s, 1),
                 "build_s": round(running_since(start), 1),
                 "plugin_layers": engine.plugin_layers,
                 "choices": [choice.to_dict() for choice in engine.choices],
                 "notes": list(engine.notes),
                 "TensorRT": tensorrt_version(),
             }
-    except SwinoptError as error:
+    except swinopt.SwinoptError as error:
         return {"error": " ".join(str(error).split())[:400], "TensorRT": tensorrt_version()}
     write_whole(told, json.dumps(found).encode())
     return found
@@ -317,21 +319,6 @@ def built(exported: Path, precision: str, plugins: str | None, level: int | None
 def _tell(engine: str, phase: str, step: int, steps: int) -> None:
     if step == 0:
         print(f"{engine}: {phase}{f' ({steps} steps)' if steps > 1 else ''}", flush=True)
-
-
-def optimized(exported: Path) -> tuple[Path, float]:
-    """What this swinopt makes of an exported model, beside it, and the seconds that took when it was made."""
-    import swinopt
-    from swinopt import choosing
-    from swinopt.engine import write_whole
-
-    path = exported.with_name(f"{exported.stem}-{target()}-{choosing.sources_hash()[:8]}.onnx")
-    told = path.with_name(f"{path.stem}.seconds")
-    if not told.exists():
-        start = time.monotonic()
-        swinopt.optimize(exported, target=target(), verify=False).save(path)
-        write_whole(told, f"{running_since(start):.1f}".encode())
-    return path, float(told.read_text(encoding="utf-8"))
 
 
 def plan_of(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> Path:

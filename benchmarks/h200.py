@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace, store: Store) -> None:
         end=time.monotonic() + arguments.seconds,
     )
     wanted = [(row, missing) for row in ROWS if (missing := _missing(row, arguments, store))]
-    wanted.sort(key=lambda asked: _place(asked[0].name, arguments.rows, _ROW_NAMES) or 0)
+    wanted.sort(key=lambda asked: _place(asked[0].name, arguments.rows, _ROW_NAMES))
     gpus: list[int | None] = arguments.gpus
     # There and back, since small and large batches take turns in ROWS.
     places = [*range(len(gpus)), *reversed(range(len(gpus)))]

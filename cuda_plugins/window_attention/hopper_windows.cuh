@@ -80,11 +80,10 @@ struct WindowCursor {
     int image, row, column;
 
     __device__ __forceinline__ WindowCursor(WindowAttentionParams const& p, int first) {
-        constexpr unsigned kAll = 0xffffffffu;
         Window const window = Window::quickly(p, first);
-        image = __shfl_sync(kAll, window.batch, 0);
-        row = __shfl_sync(kAll, window.place[1], 0);
-        column = __shfl_sync(kAll, window.place[2], 0);
+        image = __shfl_sync(HopperThread::kAll, window.batch, 0);
+        row = __shfl_sync(HopperThread::kAll, window.place[1], 0);
+        column = __shfl_sync(HopperThread::kAll, window.place[2], 0);
     }
 
     __device__ __forceinline__ void advance(WindowAttentionParams const& p) {

@@ -175,7 +175,7 @@ def test_what_takes_long_is_made_ahead(h200: ModuleType, tmp_path: Path, monkeyp
 
 
 #: In place of a Python: what it makes ahead for Swin-S writes a line every now and then, by a process of its own.
-LINES = """#!{python}
+LINES = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -186,7 +186,7 @@ begun = time.monotonic()
 column, model, *_, folder, output = sys.argv[2:8]
 lines = Path(folder) / "lines"
 count = lambda: len(lines.read_bytes()) if lines.exists() else 0
-found = json.loads('{found}')
+found = json.loads('FOUND')
 if "--prepare" not in sys.argv:
     before = count()
     time.sleep(0.3)
@@ -206,9 +206,7 @@ def test_what_is_made_ahead_is_halted_while_others_are_measured(
     h200: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = json.dumps({**cell(), **PEAKS, "flop_per_image": 1e9})
-    python = tmp_path / "python"
-    python.write_text(LINES.format(python=sys.executable, found=found))
-    python.chmod(0o755)
+    python = executable(tmp_path / "python", LINES.replace("FOUND", found), interpreter=sys.executable)
     monkeypatch.setattr(sys, "executable", str(python))
     rows = ["Swin-T 224 fp16 B=1", "Swin-S 224 fp16 B=1"]
     command = ["--folder", str(tmp_path), "--rows", rows[0], "--rows", rows[1], "--columns", "compile"]
@@ -287,8 +285,8 @@ def worker(h200: ModuleType, folder: Path, python: Path, end: float = inf) -> An
     return h200.Worker(h200.Run("one", pythons, folder, 0, store, end), None, {})
 
 
-def executable(path: Path, lines: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{lines}\n")
+def executable(path: Path, lines: str, interpreter: str = "/bin/sh") -> Path:
+    path.write_text(f"#!{interpreter}\n{lines}\n")
     path.chmod(0o755)
     return path
 

@@ -163,6 +163,21 @@ def error_of(
     make = partial(numbers, dtype=dtype, misaligned=misaligned)
     inputs = truth.attention_inputs(make, batch, size, window, head_dim, heads, cosine)
     attributes = truth.attention_attributes(window, shift, heads, scale, roll_first)
-    output = Poisoned(batch, *size, heads * head_dim, dtype=dtype, misaligned=misaligned)
+    return error_on(emulated, inputs, attributes, device=device, lazy=lazy, misaligned=misaligned)
+
+
+def error_on(
+    emulated: ctypes.CDLL,
+    inputs: Sequence[torch.Tensor | None],
+    attributes: dict[str, Any],
+    *,
+    device: Device = HOPPER,
+    lazy: bool = True,
+    misaligned: bool = False,
+) -> float:
+    """The error of window attention on these inputs."""
+    qkv = inputs[0]
+    assert qkv is not None
+    output = Poisoned(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=qkv.dtype, misaligned=misaligned)
     run(emulated, "WindowAttention", inputs, [output], attributes, device=device, lazy=lazy)
     return truth.relative_error(output.tensor, truth.window_attention(*inputs, **attributes))

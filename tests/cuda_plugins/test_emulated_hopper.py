@@ -22,6 +22,7 @@ from tests.cuda_plugins.emulation import (  # noqa: E402 - as above
     TURING,
     Poisoned,
     error_of,
+    error_on,
     launched,
     numbers,
     run,
@@ -164,15 +165,12 @@ def test_a_driver_without_tensor_maps(
 def test_tiles_that_are_hidden_altogether(emulated: ctypes.CDLL, device: Device, dtype: torch.dtype) -> None:
     if device is TURING and dtype is torch.bfloat16:
         pytest.skip("Turing has no bfloat16")
-    size, window, shift = truth.HIDDEN_TILES
+    _, window, shift = truth.HIDDEN_TILES
     device = Device(device.capability, 1, device.shared_bytes)  # as few as there are windows
     inputs = truth.inputs_with_hidden_tiles(partial(numbers, dtype=dtype))
     for mask in truth.HIDING:
         attributes = {**truth.attention_attributes(window, shift, 1, 0.25), "mask_value": mask}
-        output = Poisoned(1, *size, 32, dtype=dtype)
-        run(emulated, "WindowAttention", inputs, [output], attributes, device=device)
-        expected = truth.window_attention(*inputs, **attributes)
-        assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype], mask
+        assert error_on(emulated, inputs, attributes, device=device) < truth.TOLERANCES[dtype], mask
 
 
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
@@ -206,10 +204,7 @@ def test_the_largest_logit_scale(
     assert logit_scale is not None
     inputs = [qkv, bias, logit_scale.fill_(100), None]
     attributes = truth.attention_attributes(window, shift, 2, 1.0)
-    output = Poisoned(1, *size, 64, dtype=dtype)
-    run(emulated, "WindowAttention", inputs, [output], attributes)
-    expected = truth.window_attention(*inputs, **attributes)
-    assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype]
+    assert error_on(emulated, inputs, attributes) < truth.TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -220,10 +215,7 @@ def test_masks_that_16_bits_do_not_hold(emulated: ctypes.CDLL, dtype: torch.dtyp
     for value in (0.0, -0.37, -7.3, -100.0, -1e4, -1e9, -3e38, -math.inf):
         attributes = {**truth.attention_attributes(window, shift, 1, 0.25), "mask_value": value}
         assert planned(WindowPlan, emulated, size, window, shift, 1, dtype=dtype, mask_value=value).heads
-        output = Poisoned(1, *size, 32, dtype=dtype)
-        run(emulated, "WindowAttention", inputs, [output], attributes)
-        expected = truth.window_attention(*inputs, **attributes)
-        assert truth.relative_error(output.tensor, expected) < truth.TOLERANCES[dtype], value
+        assert error_on(emulated, inputs, attributes) < truth.TOLERANCES[dtype], value
 
 
 @pytest.mark.parametrize("side", [7, 10])
