@@ -338,7 +338,7 @@ def _plugins_of(job: Job) -> int:
     if not job.optimized:
         return 0
     attentions = MODELS[job.model][2]
-    if job.precision != "fp16" or not cublaslt_version():
+    if not cublaslt_version():
         return attentions
     linears = 4 * attentions + 1 + 3 + 1  # of blocks, embedding, patch mergings and head
     norms = 2 * attentions + 1 + 3 + 1  # likewise, but before the head; those of V1's mergings are PatchMerging

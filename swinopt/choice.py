@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from swinopt.precision import NARROW
+
 Form = Literal["plugin", "standard"]
 
 #: By how much the plugin may be slower, as a fraction, before it loses: less is no difference that a clock can tell.
 TIE = 0.02
-#: The same for ops whose plugin is more exact than standard ops, or else in milliseconds of a model, with what it has
-#: for it: a linear's sums may be in float16 where TensorRT chooses. A head of few rows is slower by a part of what
-#: kernels take to start, and engines with it in standard ops differed from PyTorch by 4e-3 and 5e-3, those without by
-#: 2e-3.
+#: The same in half precision for ops whose plugin is more exact than standard ops, or else in milliseconds of a model,
+#: with what it has for it: a linear's sums may be in float16 where TensorRT chooses. A head of few rows is slower by a
+#: part of what kernels take to start, and engines with it in standard ops differed from PyTorch by 4e-3 and 5e-3, those
+#: without by 2e-3.
 WORTH = {"Linear": (0.10, 0.0025, "sums are in float32")}
+_NO_WORTH = (TIE, 0.0, "")
 
 _HEADINGS = ("op", "inputs", "nodes", "plugin ms", "standard ms", "chosen", "why")
 _NUMBERS = ("nodes", "plugin ms", "standard ms")
@@ -97,11 +100,12 @@ class Choices(tuple[Choice, ...]):
         return "\n".join("  ".join(map(_aligned, row, widths, _HEADINGS)).rstrip() for row in rows)
 
 
-def by_time(op: str, nodes: int, plugin_ms: float, standard_ms: float) -> tuple[Form, str]:
+def by_time(op: str, precision: str, nodes: int, plugin_ms: float, standard_ms: float) -> tuple[Form, str]:
     """The faster of the two, and the reason; the plugin, if there is no telling, or if it is worth the difference.
 
     Args:
         op: its type.
+        precision: of the engine.
         nodes: how many nodes of a model are to become it.
         plugin_ms: milliseconds of one as a plugin.
         standard_ms: the same in standard ops.
@@ -110,7 +114,7 @@ def by_time(op: str, nodes: int, plugin_ms: float, standard_ms: float) -> tuple[
         return "plugin", f"the same within {TIE:.0%}"
     if plugin_ms < standard_ms:
         return "plugin", f"{standard_ms / plugin_ms:.2f} times as fast"
-    share, least, reason = WORTH.get(op, (TIE, 0.0, ""))
+    share, least, reason = WORTH.get(op, _NO_WORTH) if precision in NARROW else _NO_WORTH
     if plugin_ms <= standard_ms + max(share * standard_ms, least / nodes):
         return "plugin", f"{plugin_ms / standard_ms:.2f} times as long, and {reason}"
     return "standard", f"{plugin_ms / standard_ms:.2f} times as fast"

@@ -280,9 +280,8 @@ class _Candidate:
             return self.op.choice("standard" if only_plugin_fails else "plugin", why)
         if not self.cached:
             _write(self.key, times)
-        return self.op.choice(
-            *by_time(self.op.type, len(self.op.nodes), *times), times=times, from_cache=self.cached is not None
-        )
+        chosen = by_time(self.op.type, self.key["precision"], len(self.op.nodes), *times)
+        return self.op.choice(*chosen, times=times, from_cache=self.cached is not None)
 
     def _measured(self) -> _Times | None:
         """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""

@@ -17,6 +17,8 @@ from swinopt.targets import TARGETS
 
 #: What parsers that do not know Gelu read at most.
 _OLD_OPSET = TARGETS["tensorrt-8.6"].newest_opset
+#: How linears multiply float32: their attribute of that name.
+_FLOAT32 = {"fp32": 1, "tf32": 2}
 
 
 def for_parser(
@@ -38,7 +40,7 @@ def for_parser(
         by_graph: whether the graph decides the precision, and not flags of the builder.
         plugins: whether plugins run the swinopt ops; else they are spelled out in standard ones.
         has_gelu: whether the parser knows Gelu: one that does not stops at opset 17 as well.
-        linears: whether there is a plugin for linears in half precision; for float32 there is none.
+        linears: whether there is a plugin for linears.
         spelled_out: the swinopt ops that are spelled out all the same, each by its first output.
         narrow_ends: where the graph decides the precision, whether inputs and outputs get it, too.
 
@@ -92,6 +94,11 @@ def fuse_between_attentions(
         passes.FuseLinear(),
         passes.FuseNorm(),
     )(model if has_gelu else _aged(model))
+    for node in ops.nodes(model):
+        if node.op_type == ops.LINEAR.name and precision in _FLOAT32:
+            others = [attribute for attribute in node.attribute if attribute.name != "float32"]
+            del node.attribute[:]
+            node.attribute.extend([*others, onnx.helper.make_attribute("float32", _FLOAT32[precision])])
     without = _without_plugin(model, precision, by_graph, True)
     if without:
         kept = _all_but(without, model)
@@ -139,7 +146,8 @@ def _is_reshape(node: onnx.NodeProto) -> bool:
 def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:
     """The linears and norms that no plugin can compute, each by its output.
 
-    All linears, or those that have to stay in float32; and norms with numbers that the precision cannot hold.
+    All linears, or those that have to stay in float32 among others that do not; and those with numbers that the
+    precision cannot hold, as well as such norms.
     """
     weights = {weight.name: weight for weight in model.graph.initializer}
     # Where the graph decides, one that has narrow weights is what its author wanted, float32 in between included.
@@ -149,10 +157,12 @@ def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, line
         if node.op_type not in (ops.LINEAR.name, ops.LAYER_NORM.name):
             return False
         read = [weights[name] for name in node.input[1:3] if name in weights]
-        in_float32 = not linears or precision not in NARROW or (is_decided and any(map(_is_float32, read)))
-        if node.op_type == ops.LINEAR.name and in_float32:
+        is_linear = node.op_type == ops.LINEAR.name
+        if is_linear and (not linears or (is_decided and any(map(_is_float32, read)))):
             return True
-        return precision in NARROW and not all(fits(weight, precision) for weight in read)
+        if precision in NARROW:
+            return not all(fits(weight, precision) for weight in read)
+        return is_linear and not any(a.name == "float32" and a.i for a in node.attribute)
 
     return {ops.first_output(node) for node in ops.nodes(model) if has_none(node)}
 

@@ -19,7 +19,8 @@ act is the identity or, with gelu, GELU(x) = x Phi(x) (Hendrycks and Gimpel 2016
 distribution function of the standard normal distribution. Sums are float32 at least, and the result is rounded once, at
 the end. For float16 and bfloat16 a kernel may take the tanh form of GELU, which is off by less than 4.8e-4, half a unit
 in the last place of float16 at 1. A node has gelu or residual, not both. All sizes but K and N may be dynamic. T is
-float32, float16 or bfloat16.
+float32, float16 or bfloat16. Kernels for float32 have to be told how they may multiply: float32 is 1 if products are
+those of float32, and 2 if factors may be rounded to the 10 bits of TF32 first; with 0 there is no such kernel.
 """
 
 
@@ -27,6 +28,8 @@ def _shapes(inputs: Sequence[Shape | None], attributes: Mapping[str, Any]) -> li
     x, weight, bias, residual = inputs
     assert x is not None and weight is not None and bias is not None
     _require_one_of_both(attributes["gelu"], residual is not None)
+    if attributes["float32"] not in (0, 1, 2):
+        raise ModelError(f"Linear: float32 is {attributes['float32']}, and must be 0, 1 or 2")
     if len(x) < 2:
         raise ModelError(f"Linear: x {x} must be [..., K] with at least one axis before K")
     *outer, inner = x
@@ -100,7 +103,10 @@ LINEAR = OpSpec(
         Input("bias", "[N]", "T: summand behind the product"),
         Input("residual", "[..., N]", "T: added at the end; leading sizes are those of x", optional=True),
     ),
-    attributes=(Attribute("gelu", AttributeProto.INT, "1: GELU of x W + b; 0: x W + b itself", 0),),
+    attributes=(
+        Attribute("gelu", AttributeProto.INT, "1: GELU of x W + b; 0: x W + b itself", 0),
+        Attribute("float32", AttributeProto.INT, "of kernels for float32: 0: none; 1: exact; 2: factors in TF32", 0),
+    ),
     outputs=(Output("output", "[..., N]", "T: the result"),),
     infer=_shapes,
     body=_body,

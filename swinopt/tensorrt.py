@@ -75,15 +75,15 @@ def build(
         timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
-            Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too,
-            in fp16 and bf16: with bias, GELU or residual addition in one product, whose sums are in float32. The
+            Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too:
+            with bias, residual addition and, in half precision, GELU in one product, whose sums are in float32. The
             embedding of patches is one of them, and the norms beside them become plugins with them: V1's with the
             merging of patches before it, V2's with the residual addition behind it, all others alone.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
-            both ways, and the faster is taken, or the one that works; a linear may be a tenth slower, or all of one
-            size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Times are kept in
-            swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing: there it
-            is the same as ``"on"``.
+            both ways, and the faster is taken, or the one that works; in half precision a linear may be a tenth slower,
+            or all of one size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Times are
+            kept in swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing:
+            there it is the same as ``"on"``, but for linears in fp32 and tf32, which stay standard ops.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
             33 no linear becomes a plugin.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's
@@ -113,11 +113,11 @@ def build(
     proto = model.model if isinstance(model, Optimized) else graphs.load_model(model)
     trt = tensorrt_module.find(tensorrt)
     told = _told(progress)
-    # In float32 TensorRT's own products are exact, and swinopt has none.
     linears = (
         bool(ops.uses(proto))
         and plugins != "off"
-        and precision in NARROW
+        # In float32 TensorRT-RTX's own are as exact, and it does not measure which is faster.
+        and (precision in NARROW or not tensorrt_module.is_rtx(trt))
         and (workspace is None or workspace >= _LINEAR_WORKSPACE)
         and tensorrt_module.cublaslt_version(trt) > 0
     )

@@ -239,13 +239,20 @@ def test_where_every_op_loses_no_plugin_is_left(lab: Lab) -> None:
     ],
 )
 def test_a_tie_goes_to_the_plugin(op: str, plugin: float, standard: float, expected: str, why: str) -> None:
-    assert by_time(op, 1, plugin, standard) == (expected, why)
+    assert by_time(op, "fp16", 1, plugin, standard) == (expected, why)
 
 
 def test_what_a_linear_may_be_slower_is_little_in_all() -> None:
-    assert by_time("Linear", 2, 0.0087, 0.0075)[0] == "plugin"
-    assert by_time("Linear", 18, 0.0087, 0.0075)[0] == "standard"
-    assert by_time("Linear", 18, 0.0082, 0.0075)[0] == "plugin", "a tenth it may be"
+    assert by_time("Linear", "fp16", 2, 0.0087, 0.0075)[0] == "plugin"
+    assert by_time("Linear", "fp16", 18, 0.0087, 0.0075)[0] == "standard"
+    assert by_time("Linear", "fp16", 18, 0.0082, 0.0075)[0] == "plugin", "a tenth it may be"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_in_float32_a_linear_has_no_better_sums_to_be_slower_for(precision: str) -> None:
+    assert by_time("Linear", precision, 1, 1.09, 1.0) == ("standard", "1.09 times as fast")
+    assert by_time("Linear", precision, 1, 0.0095, 0.0075)[0] == "standard"
+    assert by_time("Linear", precision, 1, 1.01, 1.0)[0] == "plugin"
 
 
 def test_a_parser_of_old_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def linears_of(model: onnx.ModelProto, versions: dict[str, Any], precision: str 
 
 
 @pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
-def test_linears_become_plugins_in_half_precision_alone(versions: dict[str, Any]) -> None:
+def test_linears_become_plugins(versions: dict[str, Any]) -> None:
     linears = linears_of(block_of_linears(), versions)
     assert ops.uses(linears) == {"WindowAttention": 1, "Linear": 4}
 
@@ -187,7 +187,22 @@ def test_linears_become_plugins_in_half_precision_alone(versions: dict[str, Any]
     assert swinopt.compare(block_of_linears(), found, tolerance=1e-2 if versions["by_graph"] else 1e-5).passed
 
     attention = {"WindowAttention": 1}
+    for precision, float32 in (("fp32", 1), ("tf32", 2)):
+        found, _ = for_parser(
+            linears_of(block_of_linears(), versions, precision), precision=precision, plugins=True, **versions
+        )
+        assert ops.uses(found) == {**attention, "Linear": 4}
+        told = [a.i for n in ops.nodes(found) for a in n.attribute if n.op_type == "Linear" and a.name == "float32"]
+        assert told == 4 * [float32]
+        again = fuse_between_attentions(
+            linears_of(block_of_linears(), versions, precision), precision=precision, **versions
+        )
+        assert [
+            sum(a.name == "float32" for a in n.attribute) for n in ops.nodes(again) if n.op_type == "Linear"
+        ] == 4 * [1]
+        assert swinopt.compare(block_of_linears(), found).passed
     for options, left in (
+        # What has not been told how to multiply in float32 has no kernel for it.
         ({"precision": "fp32", "plugins": True}, attention),
         ({"precision": "fp16", "plugins": True, "linears": False}, attention),
         ({"precision": "fp16", "plugins": False}, {}),

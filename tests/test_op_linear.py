@@ -219,7 +219,7 @@ def test_shapes() -> None:
     assert infer((49, 8), (8, 16), (16,)) == [(49, 16)]
     assert infer((2, 7, 7, 8), (8, 16), (16,), gelu=1, plugin_version="1") == [(2, 7, 7, 16)]
     assert infer((2, 49, 8), (8, 16), (16,), (2, 49, 16), gelu=0) == [(2, 49, 16)]
-    assert infer((2, 49, 8), (8, 16), (16,), None, gelu=1) == [(2, 49, 16)]
+    assert infer((2, 49, 8), (8, 16), (16,), None, gelu=1, float32=2) == [(2, 49, 16)]
     assert infer(("B", None, 8), (8, 16), (16,)) == [("B", None, 16)]
     assert infer(("B", None, 8), (8, 16), (16,), (None, 49, 16)) == [("B", 49, 16)]
     assert infer((None, 49, None), (8, None), (16,), (2, None, None)) == [(2, 49, 16)]
@@ -241,6 +241,7 @@ def test_shapes() -> None:
         ([(2, 5, 8), (8, 16), (16,), (5, 16)], {}, "residual has shape"),
         ([(2, 8), (8, 16), (16,), (2, 16)], {"gelu": 1}, "a node with gelu has no residual"),
         ([(2, 8), (8, 16), (16,)], {"gelu": 2}, "gelu is 2, and must be 0 or 1"),
+        ([(2, 8), (8, 16), (16,)], {"float32": 3}, "float32 is 3, and must be 0, 1 or 2"),
         ([(2, 8), (8, 16), (16,)], {"relu": 1}, "unknown attributes relu"),
         ([(2, 8), (8, 16)], {}, "bias missing"),
         ([(2, 8), (8, 16), (16,), (2, 16), (1,)], {}, "more than 4 inputs"),

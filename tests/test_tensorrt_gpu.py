@@ -19,6 +19,7 @@ from swinopt import cuda, session, tensorrt, tensorrt_module
 from swinopt.choice import by_time
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, OptionError
+from swinopt.precision import NARROW
 from swinopt.testing import parse
 
 pytestmark = pytest.mark.gpu
@@ -77,8 +78,9 @@ MODELS = {"v1": swin(), "v2": swin(cosine=True), "padded": swin(padded=True), "b
 
 def linears(precision: str) -> int:
     """How many of a model's linears are plugins: all but that of the head, whose size is no multiple of 8."""
-    has_them = precision in ("fp16", "bf16") and tensorrt_module.cublaslt_version(tensorrt_module.find())
-    return 5 if has_them else 0
+    trt = tensorrt_module.find()
+    measures = not tensorrt_module.is_rtx(trt)
+    return 5 if tensorrt_module.cublaslt_version(trt) and (measures or precision in NARROW) else 0
 
 
 def norms(precision: str) -> int:
@@ -189,7 +191,8 @@ def test_what_is_measured_to_be_faster_is_taken(
             assert sum(len(c.nodes) for c in made.choices if c.op == "LayerNorm") == norms(precision)
             for choice in made.choices:
                 assert choice.plugin_ms and choice.standard_ms and choice.from_cache == from_cache, choice.why
-                assert choice.chosen == by_time(choice.op, len(choice.nodes), choice.plugin_ms, choice.standard_ms)[0]
+                times = choice.plugin_ms, choice.standard_ms
+                assert choice.chosen == by_time(choice.op, precision, len(choice.nodes), *times)[0]
             assert all(choice.shapes["qkv"][0] == 4 for choice in attentions), "the usual batch of the profile"
             assert made.plugin_layers == sum(len(c.nodes) for c in made.choices if c.chosen == "plugin")
             assert_close(made.run({"image": image})["logits"], model, image, precision)

@@ -280,11 +280,12 @@ def test_plugins_come_from_the_library_if_it_is_there(
         ("fp16", "auto", 120103, 1),
         ("fp16", "on", 0, 0),
         ("fp16", "off", 120103, 0),
-        ("fp32", "on", 120103, 0),
-        ("tf32", "auto", 120103, 0),
+        ("fp32", "on", 120103, 1),
+        ("tf32", "auto", 120103, 1),
+        ("fp32", "on", 0, 0),
     ],
 )
-def test_linears_are_plugins_in_half_precision_where_there_is_a_cublaslt(
+def test_linears_are_plugins_where_there_is_a_cublaslt(
     version: str,
     precision: str,
     plugins: str,
@@ -309,6 +310,26 @@ def test_linears_are_plugins_in_half_precision_where_there_is_a_cublaslt(
     assert engine.plugin_layers == (0 if plugins == "off" else 1 + 2 * linears)
     counts = op_counts(trt.parsed)
     assert counts["swinopt::Linear"] == counts["swinopt::LayerNorm"] == 1 - counts["LayerNormalization"] == linears
+    told = [a.i for n in trt.parsed.graph.node if n.op_type == "Linear" for a in n.attribute if a.name == "float32"]
+    assert told == linears * [{"fp16": 0, "fp32": 1, "tf32": 2}[precision]]
+
+
+@pytest.mark.parametrize(("precision", "linears"), [("fp16", 1), ("fp32", 0), ("tf32", 0)])
+def test_what_measures_nothing_keeps_its_own_linears_in_float32(
+    precision: str, linears: int, use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trt = use("11.1.0")
+    monkeypatch.setattr(trt, "__name__", "tensorrt_rtx", raising=False)
+    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
+    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 120103)
+    block = parse(
+        """g (float[1, 8, 8, 16] x) => (float[1, 8, 8, 16] y) { q = MatMul(x, w)
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
+        bias=np.zeros((2, 16, 16), np.float32),
+        w=np.ones((16, 48), np.float32),
+    )
+    tensorrt.build(block, precision=precision)
+    assert op_counts(trt.parsed)["swinopt::Linear"] == linears
 
 
 def test_with_little_scratch_memory_no_linear_is_a_plugin(

@@ -32,7 +32,7 @@ struct CublasLt {
         int reserved[4];
     };
 
-    static constexpr int kCompute32F = 68;                           // CUBLAS_COMPUTE_32F
+    static constexpr int kCompute32F = 68, kComputeTF32 = 77;        // CUBLAS_COMPUTE_32F, _32F_FAST_TF32
     static constexpr int kEpilogue = 7, kBiasPointer = 8;            // CUBLASLT_MATMUL_DESC_*
     static constexpr int kEpilogueBias = 4, kEpilogueGeluBias = 36;  // CUBLASLT_EPILOGUE_*
     static constexpr int kMaxWorkspaceBytes = 1;                     // CUBLASLT_MATMUL_PREF_*

@@ -23,7 +23,7 @@ auto kernel_of(int columns) {
 
 cudaError_t hopper_linear(LinearParams const& p, DType dtype, HopperShape const& shape, Device const& device,
                           cudaStream_t stream) {
-    if (!hopper_can(p, shape, device)) return cudaErrorInvalidValue;
+    if (dtype == DType::kFloat32 || !hopper_can(p, shape, device)) return cudaErrorInvalidValue;
     HopperLinear arguments{};
     if (!describe(arguments.x, dtype, p.x, p.rows, p.inputs) ||
         !describe(arguments.weight, dtype, p.weight, p.inputs, p.outputs))

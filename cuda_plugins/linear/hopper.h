@@ -67,8 +67,8 @@ inline std::vector<HopperShape> hopper_shapes(LinearParams const& p, Device cons
 }
 
 // Enqueues the product. Pointers are aligned to 16 bytes, and the weight is a constant: it may be read before the
-// kernels before have ended. cudaErrorInvalidValue for what hopper_can() refuses; cudaErrorNotSupported where the driver
-// knows no tensor maps, or this library was compiled without the kernel.
+// kernels before have ended. cudaErrorInvalidValue for float32 and for what hopper_can() refuses; cudaErrorNotSupported
+// where the driver knows no tensor maps, or this library was compiled without the kernel.
 cudaError_t hopper_linear(LinearParams const& p, DType dtype, HopperShape const& shape, Device const& device,
                           cudaStream_t stream);
 

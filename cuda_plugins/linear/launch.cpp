@@ -1,4 +1,5 @@
-// y = act(x W + b) + r as one matrix product with all that follows in its epilogue: cuBLASLt's, or one of our own.
+// y = act(x W + b) + r as one matrix product with all that follows in its epilogue: cuBLASLt's, or one of our own. In
+// float32 a GELU is a kernel behind it.
 #include "launch.h"
 
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gelu.h"
 #include "product.h"
 
 namespace swinopt {
@@ -64,7 +66,8 @@ private:
 
 }  // namespace
 
-cudaError_t linear(LinearParams const& p, DType dtype, Device const& device, cudaStream_t stream) {
+cudaError_t linear(LinearParams const& asked, DType dtype, Device const& device, cudaStream_t stream) {
+    LinearParams const p = as_possible(asked, device);
     static Pool& pool = *new Pool;  // never destroyed: threads may still run when the process ends
     if (linear_unsupported(p, dtype, device) || !are_aligned({p.x, p.weight, p.bias, p.residual, p.output}, 16) ||
         !are_aligned({p.workspace}, 256))
@@ -82,7 +85,9 @@ cudaError_t linear(LinearParams const& p, DType dtype, Device const& device, cud
     if (ready.algorithms.empty()) return cudaErrorNotSupported;
     bool const launched = ready.product.run(p, ready.algorithms[0], stream);
     pool.give_back(std::move(key), std::move(ready));
-    return launched ? cudaSuccess : cudaErrorUnknown;
+    if (!launched) return cudaErrorUnknown;
+    bool const gelu_follows = p.gelu && dtype == DType::kFloat32;
+    return gelu_follows ? gelu_in_place(static_cast<float*>(p.output), p.rows, p.outputs, device, stream) : cudaSuccess;
 }
 
 }  // namespace swinopt

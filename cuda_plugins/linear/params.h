@@ -6,7 +6,7 @@
 namespace swinopt {
 
 struct LinearParams {
-    // T is __half or __nv_bfloat16, the same for all. The output may not overlap another tensor. Weight and bias are
+    // T is __half, __nv_bfloat16 or float, the same for all. The output may not overlap another tensor. Weight and bias are
     // constants: they may be read while the kernel in front of this one still runs.
     void const* x;         // T [rows, inputs]
     void const* weight;    // T [inputs, outputs]
@@ -20,7 +20,8 @@ struct LinearParams {
     int rows;
     int inputs;
     int outputs;
-    int gelu;  // whether the bias is followed by a GELU; not with a residual
+    int gelu;     // whether the bias is followed by a GELU; not with a residual
+    int float32;  // how to multiply where T is float: 0 not at all, 1 exactly, 2 with factors rounded to TF32
 
     void const* tuned;  // what tune_linear() gave, or null
     std::size_t tuned_bytes;

@@ -12,7 +12,8 @@ constexpr std::size_t kLinearWorkspace = std::size_t{32} << 20;
 
 // Why there is no product for this, or null if there is. Pointers are not looked at, but for the residual's.
 inline char const* linear_unsupported(LinearParams const& p, DType dtype, Device const& device) {
-    if (dtype == DType::kFloat32) return "Linear is for float16 and bfloat16: TensorRT has exact products in float32";
+    if (dtype == DType::kFloat32 && !p.float32)
+        return "Linear takes float32 only where its attribute float32 says how: 1 exactly, 2 with factors in TF32";
     if (device.capability < 75) return "Linear needs compute capability 7.5 (Turing) or newer";
     if (dtype == DType::kBFloat16 && device.capability < 80)
         return "Linear in bfloat16 needs compute capability 8.0 (Ampere) or newer";
@@ -24,6 +25,12 @@ inline char const* linear_unsupported(LinearParams const& p, DType dtype, Device
     if (device.multiprocessors && !cublaslt())
         return "Linear needs cuBLASLt: put libcublasLt.so.11, .12 or .13 where the loader looks (LD_LIBRARY_PATH)";
     return nullptr;
+}
+
+// Turing has no TF32, and multiplies exactly.
+inline LinearParams as_possible(LinearParams p, Device const& device) {
+    if (p.float32 == 2 && device.capability < 80) p.float32 = 1;
+    return p;
 }
 
 }  // namespace swinopt

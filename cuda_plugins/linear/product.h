@@ -60,10 +60,13 @@ using Preference = Owned<Lt::Preference, &Lt::preference_destroy>;
 class Product {
 public:
     Product(LinearParams const& p, DType dtype, int device) : handle_(handle_of(device)) {
-        cudaDataType_t const type = dtype == DType::kFloat16 ? CUDA_R_16F : CUDA_R_16BF;
-        int const epilogue = p.gelu ? Lt::kEpilogueGeluBias : Lt::kEpilogueBias;
+        bool const is_float = dtype == DType::kFloat32;
+        cudaDataType_t const type = is_float ? CUDA_R_32F : dtype == DType::kFloat16 ? CUDA_R_16F : CUDA_R_16BF;
+        int const compute = is_float && p.float32 == 2 ? Lt::kComputeTF32 : Lt::kCompute32F;
+        // cuBLASLt's GELU is the tanh form, too far off for float32 (gelu.h).
+        int const epilogue = p.gelu && !is_float ? Lt::kEpilogueGeluBias : Lt::kEpilogueBias;
         Lt::MatmulDesc desc = nullptr;
-        if (!handle_ || lt_.desc_create(&desc, Lt::kCompute32F, CUDA_R_32F)) return;
+        if (!handle_ || lt_.desc_create(&desc, compute, CUDA_R_32F)) return;
         desc_.reset(desc);
         weight_ = layout(type, p.outputs, p.inputs);
         x_ = layout(type, p.inputs, p.rows);
@@ -153,11 +156,12 @@ private:
 };
 
 // What an algorithm hangs on.
-using Key = std::tuple<int, DType, int, int, int, bool, bool, std::size_t, std::string>;
+using Key = std::tuple<int, DType, int, int, int, int, bool, bool, std::size_t, std::string>;
 
 inline Key key_of(LinearParams const& p, DType dtype, int device) {
     std::string const tuned(static_cast<char const*>(p.tuned), p.tuned ? p.tuned_bytes : 0);
-    return {device, dtype, p.rows, p.inputs, p.outputs, p.gelu != 0, p.residual != nullptr, p.workspace_bytes, tuned};
+    return {device, dtype, p.float32, p.rows, p.inputs, p.outputs, p.gelu != 0, p.residual != nullptr,
+        p.workspace_bytes, tuned};
 }
 
 }  // namespace swinopt

@@ -46,7 +46,7 @@ public:
         cudaGetLastError();
     }
 
-    // Numbers of about 1 in float16 and 0.01 in bfloat16.
+    // Numbers of about 1 in float16 and 0.01 in bfloat16 and float32.
     void* allocate(std::size_t bytes) {
         void* memory = nullptr;
         if (cudaMalloc(&memory, bytes) != cudaSuccess) return nullptr;
@@ -92,20 +92,20 @@ private:
 };
 
 // As many inputs as it takes to find little of one in the cache again; none if there is no memory for them.
-std::vector<LinearParams> inputs_like(LinearParams const& p, Bench& bench) {
+std::vector<LinearParams> inputs_like(LinearParams const& p, DType dtype, Bench& bench) {
     constexpr std::size_t kBytes = std::size_t{256} << 20, kFewest = 2, kMost = 128;
-    std::size_t const rows = p.rows, inputs = p.inputs, outputs = p.outputs;
-    std::size_t const bytes = 2 * (rows * inputs + inputs * outputs + (p.residual ? 2 : 1) * rows * outputs);
+    std::size_t const rows = p.rows, inputs = p.inputs, outputs = p.outputs, each = size_of(dtype);
+    std::size_t const bytes = each * (rows * inputs + inputs * outputs + (p.residual ? 2 : 1) * rows * outputs);
     std::size_t const count = std::min(kMost, std::max(kFewest, kBytes / bytes));
     void* const workspace = bench.allocate(p.workspace_bytes);
     std::vector<LinearParams> made;
     for (std::size_t i = 0; i < count; ++i) {
         LinearParams own = p;
-        own.x = bench.allocate(2 * rows * inputs);
-        own.weight = bench.allocate(2 * inputs * outputs);
-        own.bias = bench.allocate(2 * outputs);
-        own.residual = p.residual ? bench.allocate(2 * rows * outputs) : nullptr;
-        own.output = bench.allocate(2 * rows * outputs);
+        own.x = bench.allocate(each * rows * inputs);
+        own.weight = bench.allocate(each * inputs * outputs);
+        own.bias = bench.allocate(each * outputs);
+        own.residual = p.residual ? bench.allocate(each * rows * outputs) : nullptr;
+        own.output = bench.allocate(each * rows * outputs);
         own.workspace = workspace;
         if (!workspace || !own.x || !own.weight || !own.bias || !own.output || (p.residual && !own.residual)) return {};
         made.push_back(own);
@@ -138,6 +138,7 @@ public:
 
     // The fastest shape of our own kernel; none if it has none.
     std::optional<Timed<HopperShape>> own() {
+        if (dtype_ == DType::kFloat32) return std::nullopt;
         std::vector<Timed<HopperShape>> timed;
         for (HopperShape const& shape : hopper_shapes(inputs_[0], device_)) timed.push_back(measured_shortly(shape));
         if (timed.empty()) return std::nullopt;
@@ -223,7 +224,7 @@ private:
 std::optional<std::string> measured(LinearParams const& p, DType dtype, int id, Device const& device) {
     constexpr int kProposals = 16;  // more than any version makes
     Bench bench;
-    std::vector<LinearParams> const inputs = inputs_like(p, bench);
+    std::vector<LinearParams> const inputs = inputs_like(p, dtype, bench);
     if (inputs.empty()) return std::nullopt;
     Product const product(inputs[0], dtype, id);
     std::vector<Lt::Algorithm> const proposals = product.proposals(inputs[0], kProposals);
@@ -242,7 +243,8 @@ std::optional<std::string> measured(LinearParams const& p, DType dtype, int id, 
 
 }  // namespace
 
-std::string tune_linear(LinearParams const& p, DType dtype, Device const& device) {
+std::string tune_linear(LinearParams const& asked, DType dtype, Device const& device) {
+    LinearParams const p = as_possible(asked, device);
     static std::mutex mutex;
     static std::map<Key, std::string> known;
     int id = 0;

@@ -8,15 +8,19 @@
 namespace swinopt {
 namespace {
 
-enum { kGelu };
+enum { kGelu, kFloat32 };
 enum { kX, kWeight, kBias, kResidual };
 
 constexpr std::size_t kAlignment = 256;  // of the workspace
 
 std::string check_values(Values const& values) {
-    std::int32_t const gelu = values[kGelu].ints[0];
-    return gelu == 0 || gelu == 1 ? "" : "gelu is " + std::to_string(gelu) + "; it is 0 or 1";
+    std::int32_t const gelu = values[kGelu].ints[0], float32 = values[kFloat32].ints[0];
+    if (gelu < 0 || gelu > 1) return "gelu is " + std::to_string(gelu) + "; it is 0 or 1";
+    if (float32 < 0 || float32 > 2) return "float32 is " + std::to_string(float32) + "; it is 0, 1 or 2";
+    return "";
 }
+
+bool has_float32(Values const& values) { return values[kFloat32].ints[0] != 0; }
 
 Extent extent(int axis, int rank) {
     if (axis == rank - 1) return {kWeight, 1, 1, 1};
@@ -52,6 +56,7 @@ LinearParams params_of(Values const& values, Call const& call) {
     params.inputs = static_cast<int>(weight.size[0]);
     params.outputs = static_cast<int>(weight.size[1]);
     params.gelu = values[kGelu].ints[0];
+    params.float32 = values[kFloat32].ints[0];
     params.tuned = call.tuned.data();
     params.tuned_bytes = call.tuned.size();
     return params;
@@ -78,7 +83,7 @@ std::string tune(Values const& values, Call const& call, Device const& device) {
 Op const& linear_op() {
     static Op const op{
         "Linear",
-        {{"gelu", Kind::kInt, false, 0}},
+        {{"gelu", Kind::kInt, false, 0}, {"float32", Kind::kInt, false, 0}},
         {"x", "weight", "bias", "residual"},
         3,
         1,
@@ -88,7 +93,7 @@ Op const& linear_op() {
         check_shapes,
         unsupported<params_of, linear_unsupported>,
         launch_linear,
-        /*has_float32=*/false,
+        has_float32,
         /*workspace_bytes=*/kLinearWorkspace + kAlignment,
         tune,
     };

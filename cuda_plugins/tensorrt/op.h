@@ -83,7 +83,8 @@ struct Op {
     char const* (*unsupported)(Values const& values, Call const& call, Device const& device);
     cudaError_t (*launch)(Values const& values, Call const& call, Device const& device, cudaStream_t stream);
 
-    bool has_float32 = true;  // float16 and bfloat16 all ops have
+    // Whether there is a kernel for float32; null: always. For float16 and bfloat16 there always is.
+    bool (*has_float32)(Values const& values) = nullptr;
     std::size_t workspace_bytes = 0;
     // What a call of these shapes is faster with on the current GPU, as bytes. Data is not read, null means absent.
     std::string (*tune)(Values const& values, Call const& call, Device const& device) = nullptr;

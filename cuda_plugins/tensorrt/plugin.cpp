@@ -158,12 +158,14 @@ std::optional<nvinfer1::DimsExprs> output_shape(
     return shape;
 }
 
-bool supports(Op const& op, nvinfer1::PluginTensorDesc const& tensor, DataType first) {
+bool supports(State const& state, nvinfer1::PluginTensorDesc const& tensor, DataType first) {
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR || tensor.type != first) return false;
     std::optional<DType> const dtype = dtype_of(first);
     Device device;
     // Without a word: TensorRT asks for every type that it knows.
-    if (!dtype || (*dtype == DType::kFloat32 && !op.has_float32)) return false;
+    if (!dtype) return false;
+    auto const has_float32 = state.op().has_float32;
+    if (*dtype == DType::kFloat32) return !has_float32 || has_float32(state.values());
     return *dtype != DType::kBFloat16 || !find_device(device) || device.capability >= 80;
 }
 

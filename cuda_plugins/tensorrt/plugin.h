@@ -55,7 +55,7 @@ std::optional<nvinfer1::DimsExprs> output_shape(
 
 // Whether a tensor may have this type and format where input 0 has type `first`: linear, all of one type, float16, or
 // float32 if the op has it, or bfloat16 if this TensorRT and the GPU have it.
-bool supports(Op const& op, nvinfer1::PluginTensorDesc const& tensor, nvinfer1::DataType first);
+bool supports(State const& state, nvinfer1::PluginTensorDesc const& tensor, nvinfer1::DataType first);
 
 // What check() has to know of a tensor.
 struct Described {

@@ -33,7 +33,7 @@ public:
 
     bool supportsFormatCombination(
         int32_t position, PluginTensorDesc const* tensors, int32_t, int32_t) noexcept override {
-        return supports(state_.op(), tensors[position], tensors[0].type);
+        return supports(state_, tensors[position], tensors[0].type);
     }
 
     // Cannot fail in this interface: initialize() and enqueue() do, after the reason has been logged here. Called again

@@ -51,7 +51,7 @@ public:
 
     bool supportsFormatCombination(
         int32_t position, DynamicPluginTensorDesc const* tensors, int32_t, int32_t) noexcept override {
-        return supports(state_.op(), tensors[position].desc, tensors[0].desc.type);
+        return supports(state_, tensors[position].desc, tensors[0].desc.type);
     }
 
     int32_t configurePlugin(

@@ -8,8 +8,8 @@
 namespace swinopt {
 namespace {
 
-// 1: without what Op::tune gave.
-constexpr std::uint32_t kFormat = 2, kOldestFormat = 1;
+// 1: without what Op::tune gave. 2: of Linear without float32, as in 1; what an op has had since then falls back.
+constexpr std::uint32_t kFormat = 3, kOldestFormat = 1;
 
 }  // namespace
 
@@ -135,8 +135,9 @@ std::optional<State> State::read(Op const& op, void const* data, std::size_t siz
     }
     State state(op);
     state.is_new_ = false;
-    bool whole = reader.string(name) && reader.number(count) && name == op.name && count == state.values_.size();
-    for (std::size_t i = 0; whole && i < state.values_.size(); ++i) {
+    bool whole = reader.string(name) && reader.number(count) && name == op.name &&
+                 (format < kFormat ? count <= state.values_.size() : count == state.values_.size());
+    for (std::size_t i = 0; whole && i < count; ++i) {
         Value& value = state.values_[i];
         whole = reader.ints(value.ints) && reader.number(value.number) &&
                 (op.attributes[i].kind != Kind::kInt || value.ints.size() == 1);

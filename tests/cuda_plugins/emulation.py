@@ -43,6 +43,13 @@ extern "C" void {plan}_plan(swinopt::WindowAttentionParams p, int dtype, int cap
     *plan = swinopt::{plan}_plan(p, static_cast<swinopt::DType>(dtype), device);
 }}
 """
+GELU = """
+#include "cuda_runtime_api.h"
+#include "linear/gelu.cu"
+extern "C" int gelu_in_place(float* x, int rows, int features) {
+    return swinopt::gelu_in_place(x, rows, features, swinopt::Device{90, 132, 232448}, nullptr);
+}
+"""
 SHARED_MEMORY = """
 #include "cuda_runtime_api.h"
 namespace swinopt { __align__(1024) unsigned char shared[emulation::kSharedBytes]; }
@@ -57,7 +64,7 @@ def build(folder: Path) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on the PATH (clang++ has no _Float16 in every version)")
-    for name in ("common", *cuda_plugins.FOLDERS.values()):
+    for name in ("common", "linear", *cuda_plugins.FOLDERS.values()):
         shutil.copytree(cuda_plugins.SOURCES / name, folder / name)
     shutil.copytree(Path(__file__).parent / "emulator", folder, dirs_exist_ok=True)
     for source in folder.glob("*/*.cuh"):
@@ -65,6 +72,7 @@ def build(folder: Path) -> ctypes.CDLL:
         text = source.read_text(encoding="utf-8")
         source.write_text(re.sub(r"(?<!extern )\b__shared__", "static", text), encoding="utf-8")
     (folder / "shared.cpp").write_text(SHARED_MEMORY, encoding="utf-8")
+    (folder / "gelu.cpp").write_text(GELU, encoding="utf-8")
     for file, plan in {"hopper": "hopper_window", "hopper_tiled": "hopper_tiled"}.items():
         (folder / f"{file}.cpp").write_text(FOR_HOPPER.format(file=file, plan=plan), encoding="utf-8")
     for op_type, op in cuda_plugins.FOLDERS.items():

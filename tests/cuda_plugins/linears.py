@@ -19,7 +19,7 @@ class Params(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "output", "workspace")),
         ("workspace_bytes", ctypes.c_size_t),
-        *((name, ctypes.c_int) for name in ("rows", "inputs", "outputs", "gelu")),
+        *((name, ctypes.c_int) for name in ("rows", "inputs", "outputs", "gelu", "float32")),
         ("tuned", ctypes.c_void_p),
         ("tuned_bytes", ctypes.c_size_t),
     )
@@ -29,7 +29,15 @@ class Call:
     """One call of the library; the tensors live as long as it."""
 
     def __init__(
-        self, x: Any, weight: Any, bias: Any, residual: Any, output: Any, gelu: int = 0, tuned: bytes = b""
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        residual: Any,
+        output: Any,
+        gelu: int = 0,
+        tuned: bytes = b"",
+        float32: int = 0,
     ) -> None:
         workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
         self.tensors = (x, weight, bias, residual, output, workspace)
@@ -37,7 +45,7 @@ class Call:
         pointers = [None if t is None else t.data_ptr() for t in self.tensors]
         sizes = [x.numel() // x.shape[-1], *weight.shape]
         bytes_at = ctypes.addressof(self.tuned) if self.tuned is not None else None
-        self.params = Params(*pointers, WORKSPACE, *sizes, gelu, bytes_at, len(tuned))
+        self.params = Params(*pointers, WORKSPACE, *sizes, gelu, float32, bytes_at, len(tuned))
         self.dtype = truth.DTYPES[x.dtype]
 
     def launch(self, library: Any) -> int:

@@ -299,10 +299,10 @@ void ask_about_bytes(Concrete* creator, Concrete* another) {
     tell("restores with bytes to spare", yes(restore(creator, bytes + '\0') != nullptr));
     tell("restores as another op", yes(restore(another, bytes) != nullptr));
     std::string older = bytes.substr(0, bytes.size() - sizeof(std::uint32_t));  // it ended before what was tuned
-    --older[0];
-    tell("restores the format before", yes(restore(creator, older) != nullptr));
+    older[0] = 1;
+    tell("restores the first format", yes(restore(creator, older) != nullptr));
     std::string tuned = older + std::string("\3\0\0\0abc", 7);
-    ++tuned[0];
+    tuned[0] = bytes[0];
     restored = restore(creator, tuned);
     tell("keeps what was tuned", yes(restored && configures(restored, {{2, 15, 14, 384}, {4, 49, 49}, {384}}) &&
                                      bytes_of(restored) == tuned));
@@ -316,6 +316,20 @@ void ask_about_bytes(Concrete* creator, Concrete* another) {
         if (Plugin* plugin = restore(creator, damaged)) crashed += bytes_of(plugin) != damaged;
     }
     tell("restores something else", std::to_string(crashed));
+}
+
+// Of before linears had a second attribute.
+void ask_about_older_linears(Concrete* creator) {
+    std::string const bytes = bytes_of(create(creator, Attributes{{}, {}, {}, {1, 1, 1, 0}, {}}));
+    std::size_t const count = sizeof(std::uint32_t) + sizeof(std::uint32_t) + std::strlen("Linear");
+    std::size_t const value = sizeof(std::uint32_t) + sizeof(std::int32_t) + sizeof(float);
+    std::string older = bytes;
+    older.erase(count + sizeof(std::uint32_t) + value, value);
+    --older[count];
+    tell("restores fewer attributes", yes(restore(creator, older) != nullptr));
+    older[0] = 2;
+    Plugin* restored = restore(creator, older);
+    tell("restores a linear of the format before", yes(restored && bytes_of(restored) == bytes));
 }
 
 }  // namespace
@@ -353,5 +367,6 @@ int main(int, char** arguments) {
     ask_about_formats(create(attention, Attributes{}));
     ask_about_shapes(attention);
     ask_about_bytes(attention, static_cast<Concrete*>(creators[1]));
+    ask_about_older_linears(static_cast<Concrete*>(creators[count - 1]));
     return 0;
 }

@@ -132,9 +132,11 @@ def test_the_library_registers_where_interfaces_are_the_same_and_nowhere_else(
         ("restores truncated bytes", "0", "is damaged"),
         ("restores with bytes to spare", "no", "is damaged"),
         ("restores as another op", "no", "it is no whole PatchMerging"),
-        ("restores the format before", "yes", ""),
+        ("restores the first format", "yes", ""),
+        ("restores fewer attributes", "no", "is damaged"),
+        ("restores a linear of the format before", "yes", ""),
         ("keeps what was tuned", "yes", ""),
-        ("restores a newer format", "no", "has format 3, and this library reads up to format 2"),
+        ("restores a newer format", "no", "has format 4, and this library reads up to format 3"),
         ("restores something else", "0", ""),
     ],
 )
@@ -331,13 +333,25 @@ def test_a_linear_has_the_features_of_its_weight(rtx: Any, residual: bool) -> No
     assert told == {"plugins": 1, "outputs": [[[-1, 49, 64], "DataType.HALF"]], "built": True, "errors": []}
 
 
+@pytest.mark.parametrize("float32", [1, 2])
+def test_a_linear_that_is_told_how_multiplies_in_float32(rtx: Any, float32: int) -> None:
+    constants = {"weight": (96, 64), "bias": (64,)}
+    told = rtx(one_node("Linear", {"x": (49, 96)}, constants, np.float32, gelu=1, float32=float32))
+    assert told == {"plugins": 1, "outputs": [[[49, 64], "DataType.FLOAT"]], "built": True, "errors": []}
+
+
+def test_a_linear_that_is_told_what_there_is_not_is_refused(rtx: Any) -> None:
+    told = rtx(one_node("Linear", {"x": (49, 96)}, {"weight": (96, 64), "bias": (64,)}, np.float32, float32=3))
+    assert not told["built"] and "float32 is 3; it is 0, 1 or 2" in "\n".join(told["errors"])
+
+
 @pytest.mark.parametrize(
     ("shapes", "dtype", "reason"),
     [
         ({"weight": (95, 64), "bias": (64,)}, np.float16, "weight is [95, 64] and should be [96, outputs]"),
         ({"weight": (96, 64), "bias": (65,)}, np.float16, "bias is [65] and should be [64]"),
         ({"weight": (96, 20), "bias": (20,)}, np.float16, "multiples of 8"),
-        ({"weight": (96, 64), "bias": (64,)}, np.float32, ""),
+        ({"weight": (96, 64), "bias": (64,)}, np.float32, ""),  # nobody has told how to multiply
     ],
 )
 def test_a_linear_that_is_none_fails_the_build(

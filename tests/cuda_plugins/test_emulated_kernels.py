@@ -185,3 +185,16 @@ def test_patch_merging(emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: tor
     output = Poisoned(batch, -(-height // 2), -(-width // 2), 4 * channels, dtype=dtype, misaligned=misaligned)
     run(emulated, "PatchMerging", inputs, [output], {"epsilon": 1e-5})
     assert truth.relative_error(output.tensor, truth.patch_merging(*inputs, epsilon=1e-5)) < truth.TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize(("rows", "features"), [(1, 8), (7, 40), (33, 96)])
+def test_gelu_behind_a_linear_in_float32(emulated: ctypes.CDLL, rows: int, features: int) -> None:
+    """In its place, whole, and nothing beside it: as exact as float32 is."""
+    x = numbers((rows, features), dtype=torch.float32, factor=3.0)
+    output = Poisoned(rows, features, dtype=torch.float32)
+    output.tensor.copy_(x)
+    emulated.write_late(ctypes.c_void_p(output.tensor.data_ptr()), ctypes.c_size_t(4 * x.numel()))
+    assert emulated.gelu_in_place(ctypes.c_void_p(output.tensor.data_ptr()), rows, features) == 0
+    output.check()
+    expected = torch.nn.functional.gelu(x.double())
+    assert (output.tensor.double() - expected).abs().max() < 5e-7

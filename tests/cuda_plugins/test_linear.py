@@ -29,7 +29,13 @@ def status_of(library: Any, x: Any, weight: Any, bias: Any, residual: Any, outpu
 
 
 def error_of(
-    launch: Callable[[Call], int], rows: int, inputs: int, outputs: int, dtype: torch.dtype, behind: str
+    launch: Callable[[Call], int],
+    rows: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    behind: str,
+    float32: int = 0,
 ) -> float:
     """Of a linear with this behind it, launched so; relative."""
     x, weight, bias, residual = tensors(rows, inputs, outputs, dtype)
@@ -37,7 +43,7 @@ def error_of(
     whole = torch.full((rows + 2, outputs), float("nan"), device="cuda", dtype=dtype)
     output = whole[1:-1]
     used = residual if behind == "residual" else None
-    assert launch(Call(x, weight, bias, used, output, int(behind == "gelu"))) == 0
+    assert launch(Call(x, weight, bias, used, output, int(behind == "gelu"), float32=float32)) == 0
     expected = x.double() @ weight.double() + bias.double()
     if behind == "gelu":
         expected = torch.nn.functional.gelu(expected)
@@ -55,6 +61,34 @@ def test_linears_are_right(library: Any, behind: str, dtype: torch.dtype) -> Non
     cases = ((rows, *size) for size in SIZES for rows in ROWS)
     errors = {case: error_of(lambda call: call.launch(library), *case, dtype, behind) for case in cases}
     assert {case: error for case, error in errors.items() if not error < TOLERANCES[dtype]} == {}
+
+
+@pytest.mark.parametrize("behind", ["nothing", "gelu", "residual"])
+@pytest.mark.parametrize(("float32", "least", "most"), [(1, 0.0, 2e-6), (2, 2e-5, 1e-3)], ids=["exact", "TF32"])
+def test_linears_in_float32_are_as_exact_as_asked_for(
+    library: Any, behind: str, float32: int, least: float, most: float
+) -> None:
+    torch.manual_seed(0)
+    found = {
+        case: error_of(lambda call: call.launch(library), *case, torch.float32, behind, float32)
+        for case in ((rows, *size) for size in SIZES for rows in ROWS)
+    }
+    assert {case: error for case, error in found.items() if not error < most} == {}
+    assert max(found.values()) > least, "tensor cores round factors, and were not used"
+
+
+@pytest.mark.parametrize("float32", [1, 2], ids=["exact", "TF32"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(196, 512, 2048), (49, 4096, 1024), (3136, 128, 384)])
+def test_linears_in_float32_that_were_tuned(library: Any, rows: int, inputs: int, outputs: int, float32: int) -> None:
+    torch.manual_seed(0)
+
+    def launch(call: Call) -> int:
+        tuned = call.tune(library)
+        assert len(tuned) in (0, 88)
+        return Call(*call.tensors[:5], 1, tuned, float32).launch(library)
+
+    error = error_of(launch, rows, inputs, outputs, torch.float32, "gelu", float32)
+    assert error < (2e-6 if float32 == 1 else 1e-3)
 
 
 @pytest.mark.parametrize("tuned", [False, True])

@@ -88,6 +88,26 @@ INVALID, NOT_SUPPORTED, UNKNOWN = 1, 801, 999  # of cudaError_t
         ("gelu epilogue", 36),  # CUBLASLT_EPILOGUE_GELU_BIAS
         ("both", INVALID),
         ("float32", INVALID),
+        ("exact product", 0),
+        ("exact compute", 68),
+        ("exact type", 0),  # CUDA_R_32F
+        ("exact gelus", 0),
+        ("tf32 product", 0),
+        ("tf32 compute", 77),  # CUBLAS_COMPUTE_32F_FAST_TF32
+        ("tf32 type", 0),
+        ("tf32 gelus", 0),
+        ("tf32 on Turing", 0),
+        ("tf32 on Turing compute", 68),
+        ("float32 gelu", 0),
+        ("float32 gelu epilogue", 4),
+        ("gelus", 1),
+        ("numbers of gelu", 100 * 32),
+        ("matmuls before gelu", 1),
+        ("matmuls in all", 1),
+        ("gelus after a failure", 1),
+        ("float32 tuned", 88),
+        ("float32 tuned algorithm", 3),
+        ("gelus while tuning", 0),
         ("misaligned", INVALID),
         ("misaligned workspace", INVALID),
         ("odd size", INVALID),
@@ -160,6 +180,11 @@ def test_beside_short_products_the_own_kernel_may_take_a_little_longer(
 ) -> None:
     found = probe(130000, FAKE_BASE=str(library), FAKE_OWN=str(own))
     assert (found["own runs"], found["matmuls beside them"]) == (runs, 1 - runs)
+
+
+def test_the_own_kernel_has_no_part_in_float32(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_OWN="1")
+    assert (found["own runs"], found["float32 own runs"], found["float32 tuned algorithm"]) == (1, 0, 3)
 
 
 def test_of_long_products_the_own_kernel_is_not_measured(probe: Callable[..., Facts]) -> None:

@@ -87,7 +87,8 @@ int cublasLtMatmulDescSetAttribute(cublasLtMatmulDescOpaque_t* desc, int attribu
 }
 
 int cublasLtMatrixLayoutCreate(
-    cublasLtMatrixLayoutOpaque_t** layout, int, std::uint64_t rows, std::uint64_t columns, std::int64_t stride) {
+    cublasLtMatrixLayoutOpaque_t** layout, int type, std::uint64_t rows, std::uint64_t columns, std::int64_t stride) {
+    calls.type = type;
     *layout = new cublasLtMatrixLayoutOpaque_t{rows, columns, stride};
     return 0;
 }

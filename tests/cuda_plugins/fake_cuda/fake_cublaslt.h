@@ -9,7 +9,7 @@ struct FakeCalls {
     std::atomic<long> clock{0};  // what events tell the time by, in microseconds
     bool capturing = false;      // whether a stream is captured now
     bool slow = false;           // whether a product takes its time, so that threads meet
-    int compute = -1, scale = -1, epilogue = -1, algorithm = -1, tile = -1, cluster = -1, option = -1;
+    int compute = -1, scale = -1, type = -1, epilogue = -1, algorithm = -1, tile = -1, cluster = -1, option = -1;
     float alpha = -1, beta = -1;
     bool in_place = false, bias_was_known = false;
     std::uint64_t workspace = 0, sizes[9] = {};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fake_cublaslt.h"
+#include "linear/gelu.h"
 #include "linear/hopper.h"
 #include "linear/launch.h"
 
@@ -110,8 +111,15 @@ namespace {
 
 int own_runs = 0;
 HopperShape own_shape{};
+int gelus = 0, matmuls_before_gelu = 0;
+long numbers_of_gelu = 0;
 
 }  // namespace
+
+cudaError_t swinopt::gelu_in_place(float*, int rows, int features, Device const&, cudaStream_t) {
+    ++gelus, numbers_of_gelu = static_cast<long>(rows) * features, matmuls_before_gelu = calls->matmuls;
+    return cudaSuccess;
+}
 
 // Takes FAKE_OWN microseconds, and one more with other than 64 columns and a split of 1; there is none of it at 0.
 cudaError_t swinopt::hopper_linear(
@@ -148,6 +156,34 @@ LinearParams with(LinearParams p, std::string const& tuned) {
 }
 
 }  // namespace
+
+// In float32, where a GELU is a kernel of its own behind the product and the kernel for Hopper has no part.
+void tell_float32(LinearParams const& plain, LinearParams const& gelu) {
+    for (int const float32 : {1, 2}) {
+        LinearParams p = plain;
+        p.float32 = float32;
+        std::string const mode = float32 == 1 ? "exact " : "tf32 ";
+        tell((mode + "product").c_str(), run(p, DType::kFloat32)), tell((mode + "compute").c_str(), calls->compute);
+        tell((mode + "type").c_str(), calls->type), tell((mode + "gelus").c_str(), gelus);
+    }
+    LinearParams turing = params(103);  // a size of its own, that it is described anew
+    turing.float32 = 2;
+    tell("tf32 on Turing", linear(turing, DType::kFloat32, Device{75, 40, 65536}, nullptr));
+    tell("tf32 on Turing compute", calls->compute);
+    LinearParams p = gelu;
+    p.float32 = 1;
+    int const before = calls->matmuls;
+    tell("float32 gelu", run(p, DType::kFloat32)), tell("float32 gelu epilogue", calls->epilogue);
+    tell("gelus", gelus), tell("numbers of gelu", numbers_of_gelu);
+    tell("matmuls before gelu", matmuls_before_gelu - before), tell("matmuls in all", calls->matmuls - before);
+    setenv("FAKE_FAILS", "13", 1), run(p, DType::kFloat32), tell("gelus after a failure", gelus);
+    setenv("FAKE_FAILS", "0", 1);
+    std::string const tuned = tune_linear(p, DType::kFloat32, kH200);
+    int const own = own_runs;
+    run(with(p, tuned), DType::kFloat32), tell("float32 tuned", static_cast<long>(tuned.size()));
+    tell("float32 tuned algorithm", calls->algorithm), tell("float32 own runs", own_runs - own);
+    tell("gelus while tuning", gelus - 2);
+}
 
 // How many of the shapes that are proposed for products of many sizes the kernel does not have, or could not end.
 void tell_shapes() {
@@ -200,6 +236,7 @@ int main() {
     tell("residual beta", static_cast<long>(calls->beta)), tell("residual in place", calls->in_place);
     tell("gelu", run(gelu)), tell("gelu epilogue", calls->epilogue);
     tell("both", run(both)), tell("float32", run(plain, DType::kFloat32));
+    tell_float32(plain, gelu);
     LinearParams wrong = plain;
     wrong.output = memory + 2, tell("misaligned", run(wrong));
     wrong = plain, wrong.workspace = memory + 16, tell("misaligned workspace", run(wrong));
