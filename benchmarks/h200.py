@@ -295,7 +295,8 @@ class Worker:
             self._ahead.discard(process)
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, HALTS: str(self._halts)}
+        # A cell that crashes says where.
+        environment = {**os.environ, HALTS: str(self._halts), "PYTHONFAULTHANDLER": "1"}
         if self.gpu is None:
             return environment
         # In the order of nvidia-smi, which is asked about the GPU, too; CUDA's own puts the fastest one first.

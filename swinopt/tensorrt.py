@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,19 +129,16 @@ def build(
         )
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
-        # Making one takes seconds, and threads may not share one while it builds.
-        builders = [build.builder]
+        # Making a builder takes seconds. Each thread has its own: handed on, one would build while another thread
+        # destroys what it made before.
+        own = threading.local()
+        own.builder = build.builder
 
         def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
-            try:
-                builder = builders.pop()
-            except IndexError:
-                builder = None
+            builder = getattr(own, "builder", None)
             one = _Build(trt, precision, None, workspace, optimization_level, None, linears, builder)
-            try:
-                return one.engine_of_op(op, plugin)
-            finally:
-                builders.append(one.builder)
+            own.builder = one.builder
+            return one.engine_of_op(op, plugin)
 
         settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
         choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
