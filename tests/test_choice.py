@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,171 +14,23 @@ import onnx
 import pytest
 
 import swinopt
-from swinopt import choosing, cuda, ops, plugin_library, tensorrt, tensorrt_module
+from swinopt import choosing, ops, plugin_library, tensorrt, tensorrt_module
 from swinopt.choice import Choice, Choices, by_time
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
 from swinopt.graph import op_counts
 from swinopt.testing import parse
-from swinopt.timing import Timing
-from tests import fake_gpu
-from tests.test_tensorrt_versions import TensorRT
-
-
-def floats(*shape: int) -> Any:
-    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
-
-
-def model(batch: int | str = "N") -> onnx.ModelProto:
-    """Three attentions, of which two are alike, and the other two ops."""
-    attention = "swinopt.WindowAttention<window_size=[4,4], shift_size=[{0},{0}], num_heads=2, scale=0.7>"
-    return parse(
-        f"""g (float[{batch}, 8, 8, 12] x) => (float[{batch}, 4, 4, 16] y) {{
-            a = {attention.format(0)}(x, bias)  b = MatMul(a, w)
-            c = {attention.format(2)}(b, bias)  d = MatMul(c, w)
-            e = {attention.format(0)}(d, bias2)
-            s, n = swinopt.AddLayerNorm(a, e, gamma, beta)  y = swinopt.PatchMerging(n, gamma4, beta4) }}""",
-        bias=floats(2, 16, 16),
-        bias2=1 + floats(2, 16, 16),
-        w=floats(4, 12),
-        gamma=floats(4),
-        beta=floats(4),
-        gamma4=floats(16),
-        beta4=floats(16),
-    )
-
-
-#: Milliseconds of the ops of that model, as plugin and in standard ops.
-TIMES = {"WindowAttention": (1.0, 2.0), "AddLayerNorm": (3.0, 1.0), "PatchMerging": (2.0, 1.0)}
-
-
-class Lab:
-    """A TensorRT whose engines are the models that they are built of, and a clock that says what it is told.
-
-    Attributes:
-        built: every model that was built.
-        timed: the op, whether it is a plugin, and whether a graph is launched, of every round.
-        times: by op, for a plugin and for standard ops; what is an exception is raised instead.
-        fails: whether a model cannot be built.
-    """
-
-    def __init__(self, version: str) -> None:
-        self.trt: Any = _Measurable(version, self)
-        self.gpu = fake_gpu.Runtime()
-        self.built: list[onnx.ModelProto] = []
-        self.timed: list[tuple[str, bool, bool]] = []
-        self.closed: list[str] = []
-        self.open = 0  # benches that were not closed before their engine was
-        self.times: dict[str, Any] = dict(TIMES)
-        self.graph: Callable[[bool], bool] = lambda plugin: True
-        self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
-
-    def bench(self, engine: Engine, graph: bool) -> Any:
-        made = onnx.load_model_from_string(engine.plan)
-        plugin = bool(ops.uses(made))
-        is_captured = graph and self.graph(plugin)
-        time = self.times[made.graph.name][0 if plugin else 1]
-        if isinstance(time, Exception):
-            raise time
-
-        def timed(**options: Any) -> Timing:
-            self.timed.append((made.graph.name, plugin, is_captured))
-            ms = time(made) if callable(time) else time
-            return Timing((ms,), {}, is_captured, 4, "a GPU", "an engine")
-
-        self.open += 1
-
-        def close() -> None:
-            self.open -= 1
-
-        return contextlib.nullcontext(SimpleNamespace(graph=is_captured, time=timed, close=close))
-
-    @property
-    def alone(self) -> list[onnx.ModelProto]:
-        """What was built to be measured."""
-        return [made for made in self.built if made.graph.name != "g"]
-
-    def build(self, given: onnx.ModelProto | None = None, **options: Any) -> Engine:
-        self.built.clear()
-        self.timed.clear()
-        return tensorrt.build(given or model(), **{"precision": "fp32", **options})
-
-
-class _Measurable(TensorRT):
-    """With networks of their own, which have the inputs and outputs that the parser saw."""
-
-    def __init__(self, version: str, lab: Lab) -> None:
-        super().__init__(version)
-        self.lab = lab
-        self.builders: list[set[int]] = []  # threads that build with each
-        self.config.builder_optimization_level = 3
-
-    def Builder(self, logger: Any) -> Any:
-        threads: set[int] = set()
-        self.builders.append(threads)
-
-        def serialized(network: Any, config: Any) -> bytes | None:
-            threads.add(threading.get_ident())
-            self.lab.built.append(network.model)
-            return None if self.lab.fails(network.model) else bytes(network.model.SerializeToString())
-
-        builder = super().Builder(logger)
-        builder.build_serialized_network = serialized
-        return builder
-
-    def OnnxParser(self, network: Any, logger: Any) -> Any:
-        kinds = {1: self.DataType.FLOAT, 10: self.DataType.HALF, 16: self.DataType.BF16}
-
-        def tensors(values: Any) -> list[Any]:
-            return [
-                SimpleNamespace(
-                    name=value.name,
-                    dtype=kinds[value.type.tensor_type.elem_type],
-                    shape=tuple(d.dim_value or -1 for d in value.type.tensor_type.shape.dim),
-                )
-                for value in values
-            ]
-
-        def take(data: bytes) -> bool:
-            network.model = onnx.load_model_from_string(data)
-            network.num_layers = ops.uses(network.model).total()
-            network.tensors = tensors(network.model.graph.input), tensors(network.model.graph.output)
-            network.num_inputs, network.num_outputs = map(len, network.tensors)
-            network.get_input, network.get_output = (each.__getitem__ for each in network.tensors)
-            return True
-
-        made = super().OnnxParser(network, logger)
-        made.parse = take
-        return made
+from tests.lab import TIMES, Lab, chosen, entries, floats, model, set_up
 
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
-    return _lab("10.9.0", monkeypatch, tmp_path)
+    return set_up("10.9.0", monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def lab_11(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
-    return _lab("11.1.0", monkeypatch, tmp_path)
-
-
-def _lab(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
-    made = Lab(version)
-    monkeypatch.setenv("SWINOPT_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(cuda, "runtime", lambda: made.gpu)
-    monkeypatch.setattr(tensorrt_module, "find", lambda name=None: made.trt)
-    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
-    monkeypatch.setattr(Engine, "bench", lambda engine, graph: made.bench(engine, graph))
-    monkeypatch.setattr(Engine, "close", lambda engine: made.closed.append(str(engine)))
-    return made
-
-
-def chosen(engine: Engine) -> dict[str, str]:
-    return {name: choice.chosen for choice in engine.choices for name in choice.nodes}
-
-
-def entries(folder: Path) -> list[Path]:
-    return sorted((folder / "cache" / "choices").glob("*"))
+    return set_up("11.1.0", monkeypatch, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------- decisions
@@ -258,7 +108,7 @@ def test_in_float32_a_linear_has_no_better_sums_to_be_slower_for(precision: str)
 
 
 def test_a_parser_of_old_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lab = _lab("8.6.0", monkeypatch, tmp_path)
+    lab = set_up("8.6.0", monkeypatch, tmp_path)
     engine = lab.build()
     assert engine.plugin_layers == 3 and ops.uses(onnx.load_model_from_string(engine.plan)) == {"WindowAttention": 3}
     assert {opset.version for made in lab.built for opset in made.opset_import if not opset.domain} == {17}
@@ -613,160 +463,6 @@ def test_tensorrt_rtx_measures_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lab.trt, "__name__", "tensorrt_rtx", raising=False)
     engine = lab.build()
     assert engine.plugin_layers == 5 and len(lab.built) == 1 and not engine.choices and not engine.notes
-
-
-# ---------------------------------------------------------------------------------------------------------------- cache
-
-
-def test_what_was_measured_is_known_the_next_time(lab: Lab, tmp_path: Path) -> None:
-    first = lab.build()
-    assert not any(choice.from_cache for choice in first.choices)
-    assert len(entries(tmp_path)) == 4 and all(path.suffix == ".json" for path in entries(tmp_path))
-    lab.times = {}
-    second = lab.build()
-    assert len(lab.built) == 1 and not lab.timed
-    assert all(choice.from_cache for choice in second.choices)
-    assert chosen(second) == chosen(first)
-    assert [(c.plugin_ms, c.standard_ms, c.why) for c in second.choices] == [
-        (c.plugin_ms, c.standard_ms, c.why) for c in first.choices
-    ]
-
-
-def test_another_gpu_tensorrt_setting_or_kernel_is_measured_anew(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-        "gpu": (lambda: setattr(lab.gpu, "name", b"Another GPU\0"), {}),
-        "capability": (lambda: setattr(lab.gpu, "minor", 3), {}),
-        "driver": (lambda: setattr(lab.gpu, "driver", 13010), {}),
-        "version": (lambda: setattr(lab.trt, "__version__", "10.10.0"), {}),
-        "precision": (lambda: None, {"precision": "fp16"}),
-        "level": (lambda: None, {"optimization_level": 5}),
-        "workspace": (lambda: None, {"workspace": 64}),
-        "sizes": (lambda: None, {"profiles": {"x": [(2, 8, 8, 12)] * 3}}),
-        "kernels": (lambda: monkeypatch.setattr(choosing, "kernels_hash", lambda version: "another"), {}),
-        "standard ops": (lambda: monkeypatch.setattr(choosing, "sources_hash", lambda: "another"), {}),
-        "swinopt": (lambda: monkeypatch.setattr(swinopt, "__version__", "99"), {}),
-    }
-    lab.build()
-    for name, (change, options) in changes.items():
-        change()
-        assert not any(choice.from_cache for choice in lab.build(**options).choices), name
-        assert all(choice.from_cache for choice in lab.build(**options).choices), name
-
-
-def test_another_value_of_a_constant_is_the_same_op(lab: Lab) -> None:
-    lab.build()
-    given = model()
-    given.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(floats(2, 16, 16) + 3, "bias"))
-    assert all(choice.from_cache for choice in lab.build(given).choices)
-
-
-def test_the_hash_of_the_kernels_is_that_of_their_sources_or_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources, library = tmp_path / "sources", tmp_path / "libswinopt_plugins.so"
-    (sources / "op").mkdir(parents=True)
-    for name in ("op/kernel.cuh", "op/plan.py", "README"):
-        (sources / name).write_text("one")
-    monkeypatch.setattr(choosing, "SOURCES", sources)
-    found: list[Path | None] = [None]
-    monkeypatch.setattr(plugin_library, "find_library", lambda version=None: found[0])
-
-    def hashes() -> str:
-        return choosing.kernels_hash("10.9.0")
-
-    before = hashes()
-    (sources / "README").write_text("two")
-    assert hashes() == before
-    seen = {before}
-    for name in ("op/kernel.cuh", "op/plan.py"):
-        (sources / name).write_text("two")
-        seen.add(hashes())
-    found[0] = library
-    for content in (b"one", b"two"):
-        library.write_bytes(content)
-        seen.add(hashes())
-    assert len(seen) == 5
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        b"null",
-        lambda old: old[: len(old) // 2],
-        lambda old: old.replace(b'"plugin_ms"', b'"ms"'),
-        lambda old: json.dumps({**json.loads(old), "plugin_ms": "fast"}).encode(),
-        lambda old: json.dumps({**json.loads(old), "standard_ms": -1}).encode(),
-        lambda old: json.dumps({**json.loads(old), "standard_ms": float("nan")}).encode(),
-        lambda old: json.dumps({**json.loads(old), "key": {}}).encode(),
-        None,
-    ],
-    ids=[
-        "empty",
-        "half an object",
-        "a list",
-        "no text",
-        "null",
-        "half of it",
-        "a time is missing",
-        "a time is a word",
-        "a time is negative",
-        "a time is no number",
-        "another key",
-        "a folder",
-    ],
-)
-def test_a_file_that_cannot_be_read_is_measured_again(content: Any, lab: Lab, tmp_path: Path) -> None:
-    lab.build()
-    for path in entries(tmp_path):
-        good = path.read_bytes()
-        path.unlink()
-        if content is None:
-            path.mkdir()
-        else:
-            path.write_bytes(content if isinstance(content, bytes) else content(good))
-    engine = lab.build()
-    assert not any(choice.from_cache for choice in engine.choices)
-    assert chosen(engine)["a"] == "plugin"
-    if content is not None:
-        assert all(choice.from_cache for choice in lab.build().choices), "it was not replaced"
-
-
-def test_a_folder_that_cannot_be_written_costs_time_alone(lab: Lab, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder would be")
-    for _ in range(2):
-        assert [choice.from_cache for choice in lab.build().choices] == [False] * 4
-
-
-def test_an_entry_is_whole_whoever_writes_it(lab: Lab, tmp_path: Path) -> None:
-    key = {"op": "WindowAttention", "ballast": "x" * 100_000}
-    choosing._write(key, (1.0, 1.0))
-    wrong: list[Any] = []
-    done = threading.Event()
-
-    def write(time: float) -> None:
-        for _ in range(50):
-            choosing._write(key, (time, time))
-
-    def read() -> None:
-        while not done.is_set():
-            times = choosing._read(key)
-            if times is None or times[0] != times[1]:
-                wrong.append(times)
-
-    writers = [threading.Thread(target=write, args=(float(number),)) for number in (1, 2, 3)]
-    reader = threading.Thread(target=read)
-    for thread in (reader, *writers):
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    reader.join()
-    assert not wrong
-    assert len(entries(tmp_path)) == 1, "a draft was left"
 
 
 # ---------------------------------------------------------------------------------------------------------------- table

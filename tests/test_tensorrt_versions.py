@@ -314,38 +314,33 @@ def test_linears_are_plugins_where_there_is_a_cublaslt(
     assert told == linears * [{"fp16": 0, "fp32": 1, "tf32": 2}[precision]]
 
 
-@pytest.mark.parametrize(("precision", "linears"), [("fp16", 1), ("fp32", 0), ("tf32", 0)])
-def test_what_measures_nothing_keeps_its_own_linears_in_float32(
-    precision: str, linears: int, use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    trt = use("11.1.0")
-    monkeypatch.setattr(trt, "__name__", "tensorrt_rtx", raising=False)
+@pytest.fixture
+def with_a_linear(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> onnx.ModelProto:
+    """An attention behind a linear, where there are a library and a cuBLASLt for it."""
     monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
     monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 120103)
-    block = parse(
-        """g (float[1, 8, 8, 16] x) => (float[1, 8, 8, 16] y) { q = MatMul(x, w)
-            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
-        bias=np.zeros((2, 16, 16), np.float32),
-        w=np.ones((16, 48), np.float32),
-    )
-    tensorrt.build(block, precision=precision)
-    assert op_counts(trt.parsed)["swinopt::Linear"] == linears
-
-
-def test_with_little_scratch_memory_no_linear_is_a_plugin(
-    use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    trt = use("8.6.0")
-    monkeypatch.setattr(plugin_library, "find_library", lambda found: tmp_path / found)
-    monkeypatch.setattr(plugin_library, "cublaslt_version", lambda path: 120103)
-    block = parse(
+    return parse(
         """g (float[N, 8, 8, 16] x) => (float[N, 8, 8, 16] y) { q = MatMul(x, w)
             y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(q, bias) }""",
         bias=np.zeros((2, 16, 16), np.float32),
         w=np.ones((16, 48), np.float32),
     )
+
+
+@pytest.mark.parametrize(("precision", "linears"), [("fp16", 1), ("fp32", 0), ("tf32", 0)])
+def test_what_measures_nothing_keeps_its_own_linears_in_float32(
+    precision: str, linears: int, with_a_linear: onnx.ModelProto, use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = use("11.1.0")
+    monkeypatch.setattr(trt, "__name__", "tensorrt_rtx", raising=False)
+    tensorrt.build(with_a_linear, precision=precision)
+    assert op_counts(trt.parsed)["swinopt::Linear"] == linears
+
+
+def test_with_little_scratch_memory_no_linear_is_a_plugin(with_a_linear: onnx.ModelProto, use: Any) -> None:
+    trt = use("8.6.0")
     for workspace, linears in ((32, 0), (33, 1)):
-        tensorrt.build(block, plugins="on", workspace=workspace)
+        tensorrt.build(with_a_linear, plugins="on", workspace=workspace)
         assert op_counts(trt.parsed)["swinopt::Linear"] == linears
 
 
