@@ -178,7 +178,7 @@ def _way_out(
     if linear is None:
         if not _in_order(channels):
             raise NoAttention("the heads are not merged in order, and no linear follows that could undo it")
-        _check_return(slots, places)
+        _check_return(slots, places, product, merged[0], rewriter)
         return None, merged
     results = exits(linear.output, rewriter.facts)
     for result in results:
@@ -186,7 +186,8 @@ def _way_out(
         tokens = [whole_tokens(runs) for runs in region.along(-1)[0]] if region else [None]
         if any(t is None or (t == PAD).any() for t in tokens):
             raise NoAttention("what follows the projection does not move whole tokens")
-        _check_return([s[t] for s, t in zip(slots, tokens, strict=True)], places)
+        returned = [s[t] for s, t in zip(slots, tokens, strict=True)]
+        _check_return(returned, places, linear.output, result, rewriter)
     # Row i of the weight belongs to channel channels[i]; the op gives the channels in order.
     weight = None if _in_order(channels) else linear.weight_value()[np.argsort(channels)]
     return Projection(linear, weight), results
@@ -225,11 +226,32 @@ def _merged_heads(
     return slots, elements(channels, length)
 
 
-def _check_return(slots: list[Indices], places: tuple[Indices, ...]) -> None:
+def _check_return(
+    slots: list[Indices], places: tuple[Indices, ...], start: Tensor, result: Tensor, rewriter: Rewriter
+) -> None:
     """The slots that are read, in order, must hold the map's tokens in order."""
     for slot, place in zip(slots, places, strict=True):
         if not np.array_equal(place.reshape(-1)[slot], np.arange((place != PAD).sum())):
-            raise NoAttention("the tokens do not come back to where they were before the partition")
+            reason = "the tokens do not come back to where they were before the partition"
+            batch = _frozen_batch(start, result, rewriter)
+            if batch is not None:
+                reason += (
+                    f": the batch is dynamic, and on the way it is taken for {batch}, so that the images of any other "
+                    f"batch are mixed up. A window_reverse that computes the batch with int() exports like this: "
+                    f"export the model with a static batch, or let window_reverse infer the batch (-1)"
+                )
+            raise NoAttention(reason)
+
+
+def _frozen_batch(start: Tensor, result: Tensor, rewriter: Rewriter) -> int | None:
+    """The number that stands for a dynamic first axis somewhere between the two tensors."""
+    facts = rewriter.facts
+    region = rewriter.movement.region(result, stop=[start])
+    for node in region.nodes if region else ():
+        before, after = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
+        if node.op == "Reshape" and before and after and before[0] is None and after[0] is not None:
+            return after[0]
+    return None
 
 
 # --------------------------------------------------------------------------------------------------- what is emitted

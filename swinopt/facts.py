@@ -20,6 +20,7 @@ from onnx import shape_inference
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
 from swinopt import ops
+from swinopt.errors import ModelError
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
 from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
 
@@ -174,7 +175,7 @@ class Facts:
         if len(values) < len(self.samples) or len({value.shape for value in values}) > 1:
             return True
         alike = np.logical_and.reduce([value == values[0] for value in values])
-        return not bool((alike & depends).any())
+        return alike.size > 0 and not bool((alike & depends).any())
 
     def learn(self, tensor: Tensor, like: Tensor | None = None, shapes: Sequence[Shape] | None = None) -> None:
         """Tells the shape of a tensor that was just made, where its node does not."""
@@ -259,9 +260,9 @@ class Facts:
         else:
             bounds = slice(node.attrs.get("start", 0), node.attrs.get("end"))
             values = [np.array(shape[bounds], np.int64) for shape in shapes]
-        self._learn_value(node.outputs[0], values, np.array(len({v.tobytes() for v in values}) > 1))
-        if len({v.shape for v in values}) == 1:
-            self._depends[node.outputs[0].name] = np.any([v != values[0] for v in values], axis=0)
+        is_of_one_rank = len({v.shape for v in values}) == 1
+        depends = np.any([v != values[0] for v in values], axis=0) if is_of_one_rank else np.array(True)
+        self._learn_value(node.outputs[0], values, depends)
         return True
 
     def _is_small(self, tensor: Tensor) -> bool:
@@ -276,14 +277,21 @@ class Facts:
         self._values[tensor.name] = values
         self._shapes[tensor.name] = [value.shape for value in values]
         self._dtypes[tensor.name] = int(dtype_to_onnx(values[0].dtype))
-        self._depends[tensor.name] = depends
+        self._depends[tensor.name] = depends if len({value.shape for value in values}) == 1 else np.array(True)
 
     def _dependence(self, node: gs.Node, outputs: list[Array]) -> Array:
-        """Which elements of the node's first output hang on a dynamic size (a scalar answer counts for all)."""
+        """Which elements of the node's first output hang on a dynamic size.
+
+        A scalar answer counts for all of them, and for how many there are.
+        """
         flags = [self._depends.get(t.name, np.array(False)) for t in node.inputs]
         if not any(flag.any() for flag in flags):
             return np.array(False)
         all_depend = np.array(True)
+        for flag, tensor in zip(flags, node.inputs, strict=True):
+            # Without elements there is nothing to carry on that there may be some for another size of the input.
+            if flag.ndim == 0 and flag and 0 in (outputs[0].size, _elements(self.shapes(tensor))):
+                return all_depend
         if node.op == "Mod" and self._is_small_remainder(node):
             return flags[0]
         if node.op in _ELEMENTWISE:
@@ -340,7 +348,12 @@ class Facts:
         self, node: gs.Node, shapes: Sequence[Shape | None], types: Sequence[int | None], sample: int
     ) -> list[tuple[int, Shape]] | None:
         if node.domain == ops.DOMAIN:
-            found = ops.infer_shapes(node.op, shapes, dict(node.attrs))
+            try:
+                found = ops.infer_shapes(node.op, shapes, dict(node.attrs))
+            except ModelError:
+                if len(self.sizes) == 1:
+                    raise
+                return None  # these sizes were chosen here, and the model need not take them
             # Sizes are numbers here, so those of the outputs are.
             return [(types[0] or onnx.TensorProto.FLOAT, tuple(int(str(size)) for size in shape)) for shape in found]
         if not is_standard(node) or any(isinstance(value, gs.Graph) for value in node.attrs.values()):

@@ -13,6 +13,7 @@ from onnx import helper
 
 from swinopt import graph as graphs
 from swinopt import ops
+from swinopt.errors import ModelError
 from swinopt.facts import Facts, default_sizes
 from swinopt.graph import Tensor
 from swinopt.testing import parse
@@ -101,6 +102,27 @@ def test_sizes_that_the_model_cannot_take_are_not_looked_at() -> None:
     for sample in facts.samples:
         shape = facts.shape(tensors["y"], sample)
         assert shape is not None and math.prod(shape) == math.prod(facts.shape(tensors["x"], sample) or ())
+
+
+def linear_with_a_cropped_residual(height: int | str) -> onnx.ModelProto:
+    """The residual is the map less what its height has beyond a multiple of 32."""
+    b = Builder()
+    x = b.op("Tanh", b.input((1, 4, height, 8)))
+    whole = b.op("Mul", b.op("Div", b.op("Shape", x, start=2, end=3), b.ints(32)), b.ints(32))
+    residual = b.op("Slice", x, b.ints(0), whole, b.ints(2))
+    y = b.op("Linear", x, b.weights(8, 8), b.weights(8), residual, domain=ops.DOMAIN)
+    return b.model(y, shapes={"y": (1, 4, height, 8)})
+
+
+def test_sizes_that_a_swinopt_op_cannot_take_are_not_looked_at() -> None:
+    facts, tensors = known(linear_with_a_cropped_residual("height"))
+    assert facts.shapes(tensors["y"]) == facts.shapes(tensors["x"])
+    assert all(sizes["height"] % 32 == 0 for sizes in facts.sizes)
+
+
+def test_where_no_size_is_open_a_swinopt_op_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ModelError, match="residual has shape"):
+        known(linear_with_a_cropped_residual(33))
 
 
 def test_a_reshape_that_does_not_fit_has_no_shape() -> None:
@@ -289,6 +311,29 @@ def test_padding_that_happens_to_be_nothing_is_not_shown_by_the_samples() -> Non
     )
     assert facts.value(tensors["y"], 0).tolist() == facts.value(tensors["y"], 1).tolist()
     assert not facts.is_shown_by_samples(tensors["y"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = Transpose(e)", "y = Concat<axis = 0>(three, n, e)", "w = Unsqueeze(e, zero)  y = Squeeze(w, zero)"],
+)
+def test_an_empty_tensor_may_have_elements_for_other_sizes(body: str) -> None:
+    """As many ones as the batch has beyond a multiple of two: none, in both samples."""
+    facts, tensors = described(
+        f"s = Shape(x)  n = Gather(s, zero)  m = Mod(n, two)  e = Expand(three, m)  {body}",
+        sizes={"B": [4, 8]},
+        zero=[0],
+        two=[2],
+        three=[3],
+    )
+    for name in ("e", "y"):
+        assert facts.constant(tensors[name]) is None and not facts.is_shown_by_samples(tensors[name])
+
+
+def test_a_part_of_a_shape_without_sizes_is_constant() -> None:
+    facts, tensors = described("s = Shape(x)  y = Slice(s, one, one)", one=[1])
+    empty = facts.constant(tensors["y"])
+    assert empty is not None and empty.shape == (0,) and facts.is_shown_by_samples(tensors["y"])
 
 
 def test_values_are_not_kept_beyond_small_sizes() -> None:

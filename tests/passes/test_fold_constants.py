@@ -11,6 +11,7 @@ import swinopt
 from swinopt.passes import FoldConstants
 from swinopt.report import Refusal
 from swinopt.testing import assert_equivalent, leaves_alone, parse, refuses, rewrites
+from tests.graphs import run
 
 
 def floats(*shape: int) -> npt.NDArray[Any]:
@@ -251,6 +252,21 @@ def test_what_comes_out_alike_for_some_batches_is_never_a_constant(body: str) ->
         },
     )
     leaves_alone(before, FoldConstants())
+
+
+def test_a_tensor_without_elements_has_the_sizes_of_the_input() -> None:
+    before = parse(
+        """g (float[N, 3] x) => (float[M] y) {
+            shape = Shape(x)  batch = Slice(shape, zero, one)  target = Concat<axis = 0>(zero, batch)
+            nothing = Expand(half, target)  turned = Transpose(nothing)  y = ReduceSum<keepdims = 0>(turned, one)
+        }""",
+        zero=ints(0),
+        one=ints(1),
+        half=np.full((1, 1), 0.5, np.float32),
+    )
+    after = FoldConstants()(before)
+    assert_equivalent(before, after)
+    assert run(after, np.zeros((7, 3), np.float32))[0].shape == (7,)
 
 
 def test_half_a_dynamic_batch_is_no_constant() -> None:

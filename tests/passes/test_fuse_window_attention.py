@@ -393,6 +393,12 @@ def swapped(axis: int, size: int) -> Spoil:
     return lambda b, x: b.op("Gather", x, b.ints(1, 0, *range(2, size)), axis=axis)
 
 
+def reversed_for_two_images(b: Builder, windows: str) -> str:
+    """Back to the map and into windows again, as a trace writes it that has seen a batch of two."""
+    tiled = b.transpose(b.reshape(windows, 2, 2, 2, 2, 2, -1), 0, 1, 3, 2, 4, 5)
+    return graphs.partition(b, b.reshape(tiled, -1, 4, 4, 8), (4, 4), (2, 2), 8)
+
+
 def mask_of(size: tuple[int, int] = (4, 4), shift: tuple[int, int] = (1, 1), flip: Any = None) -> Any:
     mask = shift_mask(size, (2, 2), shift).copy()
     if flip is not None:
@@ -651,6 +657,10 @@ NEAR_MISSES: dict[str, tuple[Mapping[str, Any], str]] = {
     "something is read before the tokens are back": (
         {"spoil": {"returned": lambda b, x: b.op("Add", x, b.roll(x, 1, 1))}},
         "do not come back to where they were",
+    ),
+    "a trace has fixed the batch of the reverse": (
+        {"batch": "batch", "spoil": {"projected": reversed_for_two_images}},
+        r"the batch is dynamic, and on the way it is taken for 2, .* window_reverse infer the batch \(-1\)",
     ),
     # V2
     "only q is normalised": (
