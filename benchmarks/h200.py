@@ -15,8 +15,8 @@ swinopt's alike, as may a halt while a kernel is timed; with one image, eight at
 Exports and stock engines that plugins.py has left in the same FOLDER serve here, too.
 
 The cells of a row are measured one after the other, each in a process of its own, and bear the time of their run: the
-report says which rows are from more than one. Engines of swinopt and of stock TensorRT are timed in turns as well,
-where one run makes both, and that is what their ratio is taken from.
+report marks what is from another run than swinopt's. Engines of swinopt and of stock TensorRT are timed in turns as
+well, where one run makes both, and that is what their ratio is taken from.
 
 With ``--gpus`` the rows are dealt out in turns to several GPUs, which should be of one kind. A row stays on its GPU, so
 that its ratios are of one machine; ``--at-a-time`` then holds for each GPU, and its own rows. They share the host, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,16 @@ def page(rows: Sequence[Row], store: Store, missed: Sequence[str]) -> str:
         "Measured by `python benchmarks/h200.py`; random weights. Milliseconds a batch, median; below it images a "
         "second and the largest difference to PyTorch in fp32 (TF32 off). `-`: not part of the row; empty: not "
         "measured yet. PyTorch, TensorRT and swinopt by events of the GPU, ONNX Runtime by the clock, with its own "
-        "synchronization; build times share one timing cache, so that later columns build faster.",
+        "synchronization; the engines of a run share one timing cache.",
         "",
         *(f"- {name}: {value}" for name, value in setting(rows, store).items()),
         f"- peaks: {peaks['fp16_tflop_s']:.0f} TFLOP/s in fp16, {peaks['tf32_tflop_s']:.0f} in tf32, "
         f"{peaks['fp32_tflop_s']:.0f} in fp32 (products of 8192 x 8192), a copy {peaks['copy_tb_s']:.2f} TB/s",
-        f"- runs: {len(runs)}; rows with * are from more than one",
+        f"- runs: {len(runs)}; cells with * are from another one than swinopt's",
         "",
         *table(
             ["", *COLUMNS, "of stock", "of compile"],
-            [[_row_name(row, store), *_cells(row, store), *_ratios(row, store)] for row in rows],
+            [[row.name, *_cells(row, store, COLUMNS, _text), *_ratios(row, store)] for row in rows],
         ),
         "",
         "## More of each",
@@ -127,14 +127,12 @@ def setting(rows: Sequence[Row], store: Store) -> dict[str, str]:
     return found
 
 
-def _row_name(row: Row, store: Store) -> str:
-    runs = {cell["run"] for cell in store.row(row).values() if cell}
-    return row.name + ("*" if len(runs) > 1 else "")
-
-
-def _cells(row: Row, store: Store) -> list[str]:
+def _cells(row: Row, store: Store, columns: Iterable[str], text: Callable[[dict[str, Any] | None], str]) -> list[str]:
+    """The row's cells as texts; a * marks those that were not measured in the run that swinopt was measured in."""
     cells = store.row(row)
-    return ["-" if column not in cells else _text(cells[column]) for column in COLUMNS]
+    run = (cells[OURS] or {}).get("run")
+    is_other = {column: bool(run and cell and cell["run"] != run) for column, cell in cells.items()}
+    return [text(cells[c]) + "*" * is_other[c] if c in cells else "-" for c in columns]
 
 
 def _text(cell: dict[str, Any] | None) -> str:
@@ -210,21 +208,15 @@ def write_into_readme(rows: Sequence[Row], store: Store) -> None:
     columns = [column for column in COLUMNS if any(store.row(row).get(column) for row in rows)]
     lines = table(
         ["ms a batch", *columns, "of stock", "of compile"],
-        [
-            [
-                _row_name(row, store),
-                *(_short(store.row(row).get(column)) for column in columns),
-                *_ratios(row, store),
-            ]
-            for row in rows
-        ],
+        [[row.name, *_cells(row, store, columns, _short), *_ratios(row, store)] for row in rows],
     )
     measured = "\n".join(lines)
     where = "\n".join(f"- {name}: {value}" for name, value in setting(rows, store).items())
     source = (
         "In parentheses the largest difference to PyTorch in fp32. What is told of stock is from rounds in which both "
-        "engines take turns, if one run made both, the rest from each alone; rows with * are from more than one run. "
-        "Measured by `python benchmarks/h200.py`; [all its results](benchmarks/results/h200.md)."
+        "engines take turns, if one run made both, the rest from each alone; cells with * are from another run than "
+        "swinopt's; `-` is no part of the row. Measured by `python benchmarks/h200.py`; "
+        "[all its results](benchmarks/results/h200.md)."
     )
     fill_in(README, "speed", f"{measured}\n\n{source}\n\n{where}")
 
