@@ -28,7 +28,7 @@ from swinopt.report import PassReport, Status
 from swinopt.rewrite import Rewriter
 from swinopt.snapshot import Snapshot
 from swinopt.structure import fault, foreign_ops, interface
-from swinopt.verify import Reference
+from swinopt.verify import TOLERANCE, Reference
 
 #: Called before each pass with its name, its number from 0, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,8 @@ class Pass(ABC):
     Attributes:
         name: the pass's name, a verb phrase in kebab-case.
         tolerance: how much the pass may change the model's outputs, as a fraction of the largest output (or of 1,
-            if all outputs are smaller). Rounding differs already where a MatMul is given another shape.
+            if all outputs are smaller). Rounding differs already where a MatMul is given another shape; a model that
+            magnifies rounding is allowed more, see :attr:`swinopt.verify.Reference.noise`.
     """
 
     name: ClassVar[str]
@@ -223,7 +224,7 @@ def _execute_step(
     snapshot, nodes_before = Snapshot(graph), len(graph.nodes)
     rewriter = Rewriter(graph, facts)
     start = time.perf_counter()
-    verify_seconds, difference, note, diverging = 0.0, None, None, None
+    verify_seconds, difference, note, diverging, remark = 0.0, None, None, None, None
     try:
         step.run(rewriter)
         rewriter.finish()
@@ -234,8 +235,11 @@ def _execute_step(
     if note is None and reference is not None and rewriter.applied:
         start = time.perf_counter()
         model = graphs.to_model(graph)
-        outcome = reference.judge(model, tolerance=tolerance * rounding(graph))
+        coarseness = rounding(graph)
+        # With more than the ceiling the finished model would not pass.
+        outcome = reference.judge(model, tolerance=tolerance * coarseness, ceiling=TOLERANCE * coarseness)
         difference, note, diverging = outcome.max_abs, outcome.failure, outcome.first_divergence
+        remark = outcome.remark
         verify_seconds = time.perf_counter() - start
     status: Status = "rolled back" if note else "applied" if rewriter.applied else "unchanged"
     if note:
@@ -253,6 +257,7 @@ def _execute_step(
         refusals=tuple(rewriter.refusals),
         note=note,
         first_divergence=diverging,
+        remark=remark,
         ops_after=op_counts(graph),
     )
     return facts, report

@@ -51,6 +51,7 @@ class PassReport:
         refusals: the places where the pass did not apply.
         note: why the pass was rolled back.
         first_divergence: name of the first tensor that differs from the untouched model's.
+        remark: which differences are above the pass's tolerance, and no more than rounding makes in this model.
         ops_after: op type to number of nodes, after the pass and its roll-back.
     """
 
@@ -65,6 +66,7 @@ class PassReport:
     refusals: tuple[Refusal, ...] = ()
     note: str | None = None
     first_divergence: str | None = None
+    remark: str | None = None
     ops_after: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,6 +191,8 @@ class Report:
         parts: list[RenderableType] = [Text(title, style="bold"), self._table(frame), Text()]
         undone = [p for p in self.passes if p.status == "rolled back"]
         parts += [Text(f"rolled back: {printable(p.name)}: {why_rolled_back(p)}", style="bold red") for p in undone]
+        allowed = allowed_for_rounding(self.passes)
+        parts += [Text(f"rounding: {allowed}")] if allowed else []
         for p in self.passes:
             if p.refusals:
                 parts.append(Text(f"{printable(p.name)} refused ({len(p.refusals)}):"))
@@ -229,6 +233,15 @@ def why_rolled_back(p: PassReport) -> str:
     """The note of a pass that was rolled back, and the first tensor that diverged."""
     where = f"; first tensor that diverges: {printable(p.first_divergence)}" if p.first_divergence else ""
     return (printable(p.note) if p.note else "no reason given") + where
+
+
+def allowed_for_rounding(passes: Iterable[PassReport]) -> str:
+    """Names of the passes that differ by rounding, with the remark on the largest difference; empty if none does."""
+    remarked = [p for p in passes if p.remark]
+    if not remarked:
+        return ""
+    worst = max(remarked, key=lambda p: p.max_abs_diff or 0.0)
+    return printable(f"{', '.join(dict.fromkeys(p.name for p in remarked))}: {worst.remark}")
 
 
 def printable(text: str) -> str:

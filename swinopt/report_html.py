@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from swinopt.report import PassReport, Report, change, difference, duration, group_refusals, printable, why_rolled_back
+from swinopt.report import (
+    PassReport,
+    Report,
+    allowed_for_rounding,
+    change,
+    difference,
+    duration,
+    group_refusals,
+    printable,
+    why_rolled_back,
+)
 
 #: Kind of operation to the ONNX operators of that kind, from the bottom of a bar to its top.
 GROUPS: Mapping[str, frozenset[str]] = {
@@ -61,7 +71,8 @@ def fragment(report: Report) -> str:
 
 
 def _content(report: Report) -> str:
-    parts = (_heading(report), _alerts(report), _picture(report), _passes(report), _refusals(report), _details(report))
+    top = (_heading(report), _alerts(report), _rounding(report), _picture(report))
+    parts = (*top, _passes(report), _refusals(report), _details(report))
     return '<div class="swinopt-report">\n' + "\n".join(part for part in parts if part) + "\n</div>"
 
 
@@ -106,6 +117,11 @@ def _alerts(report: Report) -> str:
         for p in report.passes
         if p.status == "rolled back"
     )
+
+
+def _rounding(report: Report) -> str:
+    allowed = allowed_for_rounding(report.passes)
+    return f'<p class="small">Rounding: {escape(allowed)}</p>' if allowed else ""
 
 
 def _passes(report: Report) -> str:

@@ -209,13 +209,41 @@ def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapp
         raise VerificationError(f"input {name!r} declares no shape; give the inputs to compare with")
     shape = [dim if isinstance(dim, int) else sizes[_symbol(name, axis, dim)] for axis, dim in enumerate(value.dims)]
     dtype = _numpy_dtype(name, value.dtype)
-    if "mask" in name.lower():
+    if _is_mask(name):
         return np.ones(shape, dtype)
     if value.dtype == onnx.TensorProto.BOOL:
         return np.asarray(rng.random(shape) < 0.5)
     if _is_float(value.dtype):
         return rng.standard_normal(shape).astype(dtype)
     return rng.integers(0, limit, shape).astype(dtype)
+
+
+def _is_mask(name: str) -> bool:
+    return "mask" in name.lower()
+
+
+def neighbours(model: onnx.ModelProto, inputs: Sequence[Feeds]) -> list[dict[str, Array]]:
+    """The inputs with each float replaced by the one above or below it, at random, in the type that the model declares.
+
+    Integers, masks and what is not finite stay what they are.
+    """
+    rng = np.random.default_rng(0)
+    dtypes = {name: value.dtype for name, value in interface_of(model).inputs.items() if not _is_mask(name)}
+    return [
+        {
+            name: _neighbour(rng, array, dtypes[name]) if _is_float(dtypes.get(name, 0)) else array
+            for name, array in feeds.items()
+        }
+        for feeds in inputs
+    ]
+
+
+def _neighbour(rng: np.random.Generator, array: Array, dtype: int) -> Array:
+    array = array.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
+    with np.errstate(over="ignore"):
+        moved = np.nextafter(array, towards)
+    return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
 
 
 def _numpy_dtype(name: str, dtype: int) -> np.dtype[Any]:

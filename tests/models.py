@@ -86,6 +86,12 @@ def _timm_v2_cr() -> Any:
     return SwinTransformerV2Cr(img_size=64, num_classes=10, **_SIZES)
 
 
+def _timm_v2_features() -> Any:
+    sizes = {**_SIZES, "depths": (2, 2), "out_indices": (0, 1)}
+    model = timm.create_model("swinv2_tiny_window8_256", features_only=True, img_size=64, **sizes)
+    return Pick(model, lambda maps: maps[-1])
+
+
 def _hugging_face(version: str, attention: str = "eager") -> Any:
     config = getattr(transformers, f"{version}Config")(image_size=64, num_labels=10, **_SIZES)
     config._attn_implementation = attention
@@ -147,7 +153,9 @@ OTHERS = {
 }
 #: Whose inputs may have any height and width.
 OPEN = {"timm-v1-open": Model(lambda: _timm_v1(strict_img_size=False, always_partition=True), _SQUARE, 3)}
-MODELS = {**SWINS, **OTHERS, **OPEN}
+#: Whose outputs are maps, in front of the norm and the mean that would even out what rounding does to a token.
+FEATURES = {"timm-v2-features": Model(_timm_v2_features, _SQUARE, 4)}
+MODELS = {**SWINS, **OTHERS, **OPEN, **FEATURES}
 
 #: Where an exported model lies, from the model's name, the exporter, and what :func:`swinopt.export` takes besides.
 Exported = Callable[..., Path]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
 import swinopt
 from swinopt import Optimized, ops
 from swinopt.lowering import for_parser, fuse_between_attentions
 from swinopt.passes import FuseLinear
+from swinopt.pipeline import Pass
+from swinopt.rewrite import Rewriter
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from tests.models import EXPORTERS, OPEN, OTHERS, SWINS, Exported, build, exported  # noqa: E402
+from tests.models import EXPORTERS, FEATURES, OPEN, OTHERS, SWINS, Exported, build, exported  # noqa: E402
 
 __all__ = ["exported"]  # the fixture
 
@@ -239,6 +244,66 @@ def test_a_map_of_open_size_is_portable_in_standard_ops(open_sized: tuple[Path, 
     assert {node.domain for node in result.model.graph.node} == {""} and not result.model.functions
     assert "swinopt::WindowAttention" not in result.report.ops_after
     assert_same_numbers(path, result.model, sizes={"height": 36, "width": 60})
+
+
+# ---------------------------------------------------------------------------------------------------------- rounding
+
+
+def double_epsilon(node: gs.Node) -> None:
+    node.attrs["epsilon"] *= 2
+
+
+def raise_a_bias(node: gs.Node) -> None:
+    bias = node.inputs[1]
+    bias.values = np.where(np.arange(bias.values.size).reshape(bias.shape) == 5, bias.values + 1e-2, bias.values)
+
+
+def move_the_windows(node: gs.Node) -> None:
+    node.attrs["shift_size"] = [1, 2]
+
+
+def lower_a_temperature(node: gs.Node) -> None:
+    node.inputs[2].values = node.inputs[2].values * np.float32(0.999)
+
+
+@dataclass(frozen=True)
+class Spoil(Pass):
+    """Does something to the first node of an op."""
+
+    name: ClassVar[str] = "spoil"
+    op: str = ""
+    how: Callable[[gs.Node], None] = double_epsilon
+
+    def run(self, rewriter: Rewriter) -> None:
+        self.how(next(node for node in rewriter.graph.nodes if node.op == self.op))
+        rewriter.applied += 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_model_makes_of_rounding_undoes_no_pass(target: str, optimized: Optimize) -> None:
+    result = optimized("timm-v2-features", "torchscript", target, dynamic_batch=True)
+
+    assert_nothing_rolled_back(result)
+    if target.startswith("tensorrt"):
+        assert op_counts(result.model)["swinopt::WindowAttention"] == FEATURES["timm-v2-features"].blocks
+
+
+@pytest.mark.parametrize(
+    ("op", "how"),
+    [
+        ("LayerNormalization", double_epsilon),
+        ("WindowAttention", raise_a_bias),
+        ("WindowAttention", move_the_windows),
+        ("WindowAttention", lower_a_temperature),
+    ],
+)
+def test_a_mistake_is_undone_however_much_a_model_makes_of_rounding(
+    op: str, how: Callable[[gs.Node], None], exported: Exported
+) -> None:
+    path = exported("timm-v2-features", "torchscript", dynamic_batch=True)
+    report = swinopt.optimize(path, passes=swinopt.pipeline().then(Spoil(op, how))).report
+
+    assert [p.name for p in report.passes if p.status == "rolled back"] == ["spoil"]
 
 
 # ------------------------------------------------------------------------------------------------------ other models

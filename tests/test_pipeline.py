@@ -450,6 +450,38 @@ def test_how_much_a_pass_may_change_is_its_own_affair() -> None:
     assert run(ChangeNumbers(by=1e-7))[1].status == "applied"
 
 
+@dataclass(frozen=True)
+class TimesBefore(Wrong):
+    """Sin(factor * (x @ w)) as Sin(factor * by * x @ w): the same for by = 1, but for rounding."""
+
+    name: ClassVar[str] = "times-before"
+    by: float = 1.0
+
+    def run(self, rewriter: Rewriter) -> None:
+        mul, product = first(rewriter, "Mul"), first(rewriter, "MatMul")
+        factor = rewriter.constant(np.array(mul.inputs[1].values * self.by, np.float32), hint="factor")
+        scaled = rewriter.op("Mul", product.inputs[0], factor)
+        rewriter.replace(mul.outputs[0], rewriter.op("MatMul", scaled, product.inputs[1]))
+
+
+def test_a_pass_is_allowed_what_rounding_does_to_the_model_and_no_mistake() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+
+    def report(by: float, factor: float) -> PassReport:
+        text = "g (float[N, 8] x) => (float[N, 8] y) { p = MatMul(x, w)  m = Mul(p, c)  y = Sin(m) }"
+        before = parse(text, w=weight, c=np.array(factor, np.float32))
+        (done,) = swinopt.optimize(before, passes=TimesBefore(by=by), target="portable").report.passes
+        return done
+
+    magnified = report(by=1.0, factor=100 / 3)
+    assert magnified.status == "applied" and magnified.max_abs_diff is not None and magnified.max_abs_diff > 1e-5
+    assert magnified.remark is not None and "one rounding of the inputs moves it by" in magnified.remark
+    assert report(by=1.0, factor=1 / 3).remark is None
+    for factor in (100 / 3, 1 / 3):
+        wrong = report(by=1 + 1e-4, factor=factor)
+        assert wrong.status == "rolled back" and wrong.remark is None and wrong.first_divergence
+
+
 def test_a_pass_that_does_harm_after_having_refused_keeps_its_refusals() -> None:
     @dataclass(frozen=True)
     class RefuseThenRaise(Wrong):

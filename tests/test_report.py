@@ -18,7 +18,17 @@ import numpy as np
 import pytest
 
 from swinopt.errors import OptionError
-from swinopt.report import PassReport, Refusal, Report, change, difference, duration, group_refusals, printable
+from swinopt.report import (
+    PassReport,
+    Refusal,
+    Report,
+    allowed_for_rounding,
+    change,
+    difference,
+    duration,
+    group_refusals,
+    printable,
+)
 from swinopt.report_html import GROUPS, group_of
 
 HOSTILE = "</title></style><script>alert('1')</script>\x1b[31m[bold]&\x00\u202e"
@@ -39,7 +49,9 @@ def sample(name: str = "fuse-attention", node: str = "/attn/Softmax") -> Report:
         passes=(
             PassReport("fold-constants", "applied", 34, 97, 63, 0.25, 0.5, 0.0, ops_after=FOLDED),
             PassReport("nothing-to-do", "unchanged", 0, 63, 63, 0.0, ops_after=FOLDED),
-            PassReport(name, "applied", 2, 63, 23, 1.5, 2.0, 1.5e-6, refusals, ops_after=FUSED),
+            PassReport(
+                name, "applied", 2, 63, 23, 1.5, 2.0, 1.5e-6, refusals, remark=f"{node} is rounded", ops_after=FUSED
+            ),
             PassReport(
                 "too-bold",
                 "rolled back",
@@ -159,6 +171,15 @@ def test_an_unknown_status_is_refused() -> None:
         Report.from_dict(data)
 
 
+def test_of_differences_by_rounding_the_largest_is_shown() -> None:
+    first, second, third, *_ = sample().passes
+    small = replace(first, remark="small", max_abs_diff=1e-5)
+    large, again = replace(second, remark="large", max_abs_diff=2e-5), replace(small, max_abs_diff=0.0)
+    assert allowed_for_rounding([small, large, again]) == "fold-constants, nothing-to-do: large"
+    assert allowed_for_rounding([replace(third, remark=None)]) == ""
+    assert "ounding" not in str(replace(sample(), passes=(first,))) + replace(sample(), passes=(first,)).to_html()
+
+
 def test_totals() -> None:
     report = sample()
     assert (report.nodes_before, report.nodes_after) == (97, 23)
@@ -199,6 +220,7 @@ def test_text_tells_everything() -> None:
     assert next(line for line in lines if line.startswith("rolled back: ")) == (
         "rolled back: too-bold: /attn/Softmax overflows; first tensor that diverges: /attn/Softmax_output_0"
     )
+    assert "rounding: fuse-attention: /attn/Softmax is rounded" in lines
     assert lines[-1] == sample().summary()
 
 
@@ -260,7 +282,16 @@ def test_page_is_whole_and_the_fragment_has_no_frame() -> None:
     assert page.open == fragment.open == []
     assert page.tags["html"] == page.tags["body"] == page.tags["svg"] == fragment.tags["svg"] == 1
     assert not {"html", "head", "body", "meta"} & fragment.tags.keys()
-    for words in ("swin.onnx", "97 → 23", "−76 %", "2 of 4", "too-bold", "/attn/Softmax_output_0", "onnx 1.19.0"):
+    for words in (
+        "swin.onnx",
+        "97 → 23",
+        "−76 %",
+        "2 of 4",
+        "too-bold",
+        "/attn/Softmax_output_0",
+        "onnx 1.19.0",
+        "/attn/Softmax is rounded",
+    ):
         assert words in page.text
         assert words in fragment.text
     assert page.text.count("score has 3 consumers") == 1
