@@ -40,10 +40,12 @@ _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
-# reason. Spatial sizes suit no window and no stride at first, so that padding shows; where a model does not pad they
-# have to: first the stride, then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
+# reason. Spatial sizes suit neither patches nor windows at first, however small, so that padding shows; where a model
+# does not pad they have to: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
+# sizes is the number of frames.
 _SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
 _SPATIAL_SIZES = (
+    ((226, 581), (173, 634), (134, 559)),
     ((224, 580), (160, 612), (192, 708)),
     ((224, 576), (160, 640), (192, 704)),
     ((224, 448), (672, 224), (448, 896)),

@@ -25,8 +25,12 @@ Feeds: TypeAlias = Mapping[str, Array]
 #: Dynamic batch sizes, one run after another; a batch frozen at export shows when the second one runs.
 BATCH_SIZES = (1, 4)
 
-# Sizes for symbolic dimensions that are no batch: images suit every window and stride of the published Swins.
-_CHANNELS, _IMAGE_SIDE, _LENGTH = 3, 224, 16
+#: Height and width of images whose sides are dynamic: what suits windows, patches and strides of the published Swins,
+#: and what suits none of them, so that padding shows.
+IMAGE, ODD_IMAGE = (224, 224), (205, 242)
+
+# Sizes for other symbolic dimensions that are no batch.
+_CHANNELS, _LENGTH = 3, 16
 # Integer inputs are taken for token ids, and stay below this even where the vocabulary is not visible in the graph.
 _LARGEST_INTEGER = 100
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -163,14 +167,17 @@ def _symbol(name: str, axis: int, dim: str | None) -> str:
 # ----------------------------------------------------------------------------------------------------- random inputs
 
 
-def random_inputs(model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[str, int]) -> list[dict[str, Array]]:
+def random_inputs(
+    model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[str, int], image: tuple[int, int] = IMAGE
+) -> list[dict[str, Array]]:
     """One set of inputs a seed: standard normal floats, integers that index what they index, ones for ``*mask*``.
 
     Args:
         model: the model; the shapes and dtypes are those that it declares.
         seeds: a seed for each set.
         sizes: sizes of symbolic dimensions, by name or, for an unnamed one, as ``input[axis]``. By default the first
-            axis alternates between 1 and 4, images are 3 x 224 x 224, and everything else is 16.
+            axis alternates between 1 and 4, images have 3 channels and the size that is given, and all else is 16.
+        image: height and width of images.
 
     Raises:
         VerificationError: an input declares no shape, or is no numeric tensor.
@@ -180,28 +187,30 @@ def random_inputs(model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[s
     feeds = []
     for index, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
-        known = _symbol_sizes(inputs, BATCH_SIZES[index % len(BATCH_SIZES)], sizes)
+        known = _symbol_sizes(inputs, BATCH_SIZES[index % len(BATCH_SIZES)], image, sizes)
         feeds.append(
             {name: _random_array(rng, name, value, known, limits.get(name, 0)) for name, value in inputs.items()}
         )
     return feeds
 
 
-def _symbol_sizes(inputs: Mapping[str, Value], batch: int, sizes: Mapping[str, int]) -> dict[str, int]:
+def _symbol_sizes(
+    inputs: Mapping[str, Value], batch: int, image: tuple[int, int], sizes: Mapping[str, int]
+) -> dict[str, int]:
     known = dict(sizes)
     for name, value in inputs.items():
         for axis, dim in enumerate(value.dims or ()):
             if not isinstance(dim, int):
-                known.setdefault(_symbol(name, axis, dim), _default_size(axis, len(value.dims or ()), batch))
+                known.setdefault(_symbol(name, axis, dim), _default_size(axis, len(value.dims or ()), batch, image))
     return known
 
 
-def _default_size(axis: int, rank: int, batch: int) -> int:
+def _default_size(axis: int, rank: int, batch: int, image: tuple[int, int]) -> int:
     if axis == 0:
         return batch
     if rank != 4:
         return _LENGTH
-    return _CHANNELS if axis == 1 else _IMAGE_SIDE
+    return _CHANNELS if axis == 1 else image[axis - 2]
 
 
 def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapping[str, int], limit: int) -> Array:

@@ -19,6 +19,8 @@ import onnx
 from swinopt.errors import ModelError, OptionError, VerificationError
 from swinopt.graph import Array, load_model
 from swinopt.session import (
+    IMAGE,
+    ODD_IMAGE,
     Feeds,
     Session,
     given_inputs,
@@ -194,7 +196,8 @@ def compare(
             types may differ (an fp16 model compares with the fp32 model it was made from).
         inputs: one mapping from input name to array, or one such mapping a run. By default fresh random inputs:
             standard normal floats, integers below 100 and within the tables they index, ones for ``*mask*``.
-        runs: number of random inputs; the batch alternates between 1 and 4 where it is dynamic.
+        runs: number of random inputs; where they are dynamic, the batch alternates between 1 and 4, and the size of
+            images between 224 x 224 and, if a takes that, 205 x 242, which no patches and windows divide.
         seed: seed of the first run; run i takes ``seed + i``.
         tolerance: ``passed`` holds iff ``max_abs <= tolerance * max(1, max|a|)`` for each output and b has no NaN or
             Inf that a has not.
@@ -247,13 +250,17 @@ class Reference:
         self.model = load_model(model)
         self.seeds: tuple[int, ...] = () if inputs is not None else tuple(range(seed, seed + runs))
         self._interface = interface_of(self.model)
-        self.inputs: list[dict[str, Array]] = (
-            random_inputs(self.model, self.seeds, sizes or {}) if inputs is None else given_inputs(self.model, inputs)
-        )
-        if not self.inputs:
+        if inputs is not None:
+            choices = [[feeds] for feeds in given_inputs(self.model, inputs)]
+        else:
+            plain, odd = (random_inputs(self.model, self.seeds, sizes or {}, image) for image in (IMAGE, ODD_IMAGE))
+            choices = [[odd[i], plain[i]] if i % 2 else [plain[i]] for i in range(len(self.seeds))]
+        if not choices:
             raise OptionError("there is nothing to compare without inputs: at least one run is needed")
         session = Session(self.model, "the reference model")
-        self.outputs: list[dict[str, Array]] = [session.run(feeds) for feeds in self.inputs]
+        answered = [_first_that_runs(session, feeds) for feeds in choices]
+        self.inputs: list[dict[str, Array]] = [feeds for feeds, _ in answered]
+        self.outputs: list[dict[str, Array]] = [outputs for _, outputs in answered]
         self._require_finite_outputs()
 
     def check(self, model: Any, *, tolerance: float = TOLERANCE, locate: bool = False) -> Comparison:
@@ -368,6 +375,16 @@ class Reference:
                     f"output {name!r} of the reference model is nothing but NaN or Inf, so that nothing can be "
                     "compared with it: look for NaN in its weights, or give inputs of the kind it was trained on"
                 )
+
+
+def _first_that_runs(
+    session: Session, choices: Sequence[dict[str, Array]]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The first inputs that the model takes, and its outputs."""
+    for feeds in choices[:-1]:
+        with suppress(VerificationError):
+            return feeds, session.run(feeds)
+    return choices[-1], session.run(choices[-1])
 
 
 def measure(

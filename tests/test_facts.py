@@ -82,10 +82,20 @@ def test_every_symbol_has_numbers_of_its_own() -> None:
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
 def test_sizes_of_an_image_are_told_apart_at_every_stage_by_every_window(window: int, stride: int) -> None:
     choices = default_sizes([gs.Variable("image", np.float32, ["batch", 3, "height", "width"])])
-    for first, second in choices[:2]:  # any further one is for models that take multiples of their window only
+    for first, second in choices[:3]:  # any further one is for models that take multiples of their window only
         for side in ("height", "width"):
             windows = [math.ceil(sample[side] / stride / window) for sample in (first, second)]
             assert windows[0] != windows[1], f"{side} {first[side]} and {second[side]} are padded to the same size"
+
+
+@pytest.mark.parametrize("window", range(2, 17))
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_padding_shows_in_one_of_the_first_two_samples(window: int, stride: int) -> None:
+    samples = default_sizes([gs.Variable("image", np.float32, ["batch", 3, "height", "width"])])[0]
+    for side in ("height", "width"):
+        for rounded in (math.floor, math.ceil):
+            sizes = [rounded(sample[side] / stride) for sample in samples]
+            assert any(size % window for size in sizes), f"{sizes} take no padding"
 
 
 def test_without_symbols_there_is_nothing_to_choose() -> None:

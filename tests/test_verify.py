@@ -377,6 +377,33 @@ def test_dynamic_batch_alternates_and_other_sizes_can_be_set() -> None:
     assert shapes == [(1, 3, 32, 64), (4, 3, 32, 64)]
 
 
+def of_the_height(*nodes: onnx.NodeProto, **constants: Any) -> onnx.ModelProto:
+    """y of an image x whose height is h, by these nodes."""
+    height = helper.make_node("Shape", ["x"], ["h"], start=2, end=3)
+    arrays = {name: np.array(value) for name, value in constants.items()}
+    return model([height, *nodes], arrays, shape=["n", 3, "height", "width"])
+
+
+def test_a_difference_in_images_that_need_padding_is_seen() -> None:
+    rest = helper.make_node("Mod", ["h", "four"], ["r"])
+    cast = helper.make_node("Cast", ["r"], ["f"], to=TensorProto.FLOAT)
+    plus_what_is_beyond_four = of_the_height(rest, cast, helper.make_node("Add", ["x", "f"], ["y"]), four=[4])
+    plain = of_the_height(helper.make_node("Identity", ["x"], ["y"]))
+    assert not compare(plus_what_is_beyond_four, plain).passed
+    assert compare(plus_what_is_beyond_four, plain, runs=1).passed  # the first image fits
+    assert compare(plus_what_is_beyond_four, plain, sizes={"height": 32}).passed
+
+
+def test_a_model_that_takes_no_image_of_odd_size_is_given_others() -> None:
+    rows = helper.make_node("Div", ["h", "sixteen"], ["r"])
+    shape = helper.make_node("Concat", ["images", "r", "sixteen", "rest"], ["s"], axis=0)
+    tiles = of_the_height(
+        rows, shape, helper.make_node("Reshape", ["x", "s"], ["y"]), images=[0], sixteen=[16], rest=[-1]
+    )
+    assert compare(tiles, tiles).passed
+    assert [feeds["x"].shape for feeds in Reference(tiles).inputs] == [(1, 3, 224, 224), (4, 3, 224, 224)]
+
+
 def test_a_size_that_only_b_knows_is_used_for_both() -> None:
     a = model([helper.make_node("Relu", ["x"], ["y"])], shape=["n", "m"])
     b = model([helper.make_node("Relu", ["x"], ["y"])], shape=[3, 5])

@@ -180,6 +180,22 @@ def test_a_bias_of_zeros_is_a_weight_and_stays() -> None:
     leaves_alone(before, EliminateNoops())
 
 
+@pytest.mark.parametrize("multiple", [2, 3, 4, 7, 8, 16])
+def test_padding_and_crop_of_an_open_size_stay(multiple: int) -> None:
+    before = parse(
+        """g (float[1, 3, H, 8] x) => (float[1, 3, H, 8] y) {
+            h = Shape<start = 2, end = 3>(x)  minus = Neg(h)  beyond = Mod(minus, multiple)
+            pads = Concat<axis = 0>(none, beyond, last)  p = Pad(x, pads)  t = Neg(p)  y = Slice(t, first, h, two)
+        }""",
+        multiple=np.array([multiple]),
+        none=np.zeros(6, np.int64),
+        last=np.array([0]),
+        first=np.array([0]),
+        two=np.array([2]),
+    )
+    leaves_alone(before, EliminateNoops())
+
+
 @pytest.mark.parametrize(
     "text",
     [
