@@ -19,6 +19,7 @@ read elsewhere, weights that are no constants.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,13 +28,14 @@ import onnx_graphsurgeon as gs
 
 from swinopt import ops
 from swinopt.attention import Attention, NoAttention, Scores, attention_of
-from swinopt.graph import Array, Tensor
+from swinopt.facts import Shape
+from swinopt.graph import Array, Tensor, producer
 from swinopt.indices import PAD, Indices, elements, whole_tokens
 from swinopt.linear import Linear, linear_from
 from swinopt.movement import Region, exits
 from swinopt.operands import Operand, operand_of
 from swinopt.pipeline import Pass
-from swinopt.rewrite import Rewriter
+from swinopt.rewrite import SHAPE_OF_SOME_AXES, Rewriter
 from swinopt.windows import Window, bias_and_mask, window_of
 
 
@@ -280,9 +282,28 @@ def _as_map(source: Region, window: Window, rewriter: Rewriter) -> Tensor:
     shapes = rewriter.facts.shapes(source.source) or []
     wanted = [(s[0], *size, s[-1]) for s, size in zip(shapes, window.sizes, strict=True)]
     shaped = rewriter.reshape_to(source.source, wanted)
-    if shaped is None:
+    if shaped is not None:
+        return shaped
+    like = _map_above(source.source, [shape[:-1] for shape in wanted], rewriter)
+    if like is None or rewriter.graph.opset < SHAPE_OF_SOME_AXES:
         raise NoAttention("the shape of the map hangs on two sizes of the input")
-    return shaped
+    view: Tensor = rewriter.op("Reshape", source.source, rewriter.leading_sizes(like))
+    rewriter.facts.learn(view, like=source.source, shapes=wanted)
+    return view
+
+
+def _map_above(tensor: Tensor, sizes: list[Shape], rewriter: Rewriter) -> Tensor | None:
+    """The nearest tensor that this one is computed from, and that has these sizes in front of its channels."""
+    pending, seen = deque([tensor]), {id(tensor)}
+    while pending:
+        current = pending.popleft()
+        if [shape[:-1] for shape in rewriter.facts.shapes(current) or []] == sizes:
+            return current
+        node = producer(current)
+        above = [t for t in node.inputs if not isinstance(t, gs.Constant) and id(t) not in seen] if node else []
+        pending += [t for t in above if not t.is_empty()]
+        seen |= {id(t) for t in above}
+    return None
 
 
 def _logit_scale(

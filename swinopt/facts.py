@@ -290,6 +290,8 @@ class Facts:
         if not any(flag.any() for flag in flags):
             return np.array(False)
         all_depend = np.array(True)
+        if node.op == "Slice" and self._is_always_empty(node):
+            return np.array(False)
         for flag, tensor in zip(flags, node.inputs, strict=True):
             # Without elements there is nothing to carry on that there may be some for another size of the input.
             if flag.ndim == 0 and flag and 0 in (outputs[0].size, _elements(self.shapes(tensor))):
@@ -313,6 +315,15 @@ class Facts:
         except CannotEvaluate:
             return all_depend
         return carried if carried.shape == outputs[0].shape else all_depend
+
+    def _is_always_empty(self, node: gs.Node) -> bool:
+        """``x[-4:0]`` of a vector, which is what a mask's last slice is for a shift of 0, whatever the size of x."""
+        bounds = [literal(tensor) for tensor in node.inputs[1:]]
+        if len(self.shape(node.inputs[0]) or ()) != 1 or len(bounds) < 2 or any(b is None for b in bounds):
+            return False
+        (start,), (end,), *_ = bounds
+        forward = len(bounds) < 4 or bounds[3] == 1
+        return bool(forward and (start >= end if (start < 0) == (end < 0) else end == 0))
 
     def _is_small_remainder(self, node: gs.Node) -> bool:
         """``a mod b`` with ``0 <= a < b`` is a: the shift of a roll, which dynamo exports modulo the map's size.

@@ -346,6 +346,23 @@ def test_a_part_of_a_shape_without_sizes_is_constant() -> None:
     assert empty is not None and empty.shape == (0,) and facts.is_shown_by_samples(tensors["y"])
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "is_empty"),
+    [(-4, 0, True), (4, 2, True), (-2, -4, True), (0, -16, False), (16, 32, False), (-4, 2, False)],
+)
+def test_a_slice_is_empty_for_all_sizes_or_for_those_that_were_looked_at(start: int, end: int, is_empty: bool) -> None:
+    facts, tensors = described(
+        "s = Shape(x)  b = Gather(s, i)  r = Range(i, b, one)  y = Slice(r, start, end)",
+        sizes={"B": [6, 8]},
+        i=0,
+        one=1,
+        start=[start],
+        end=[end],
+    )
+    assert facts.shapes(tensors["y"]) == [(0,), (0,)]
+    assert (facts.constant(tensors["y"]) is not None) == facts.is_shown_by_samples(tensors["y"]) == is_empty
+
+
 def test_values_are_not_kept_beyond_small_sizes() -> None:
     facts, tensors = described("s = Shape(x)  big = Expand(one, n)  y = Add(big, big)", one=[1], n=[2000])
     assert facts.value(tensors["y"]) is None and facts.shape(tensors["y"]) == (2000,)

@@ -225,16 +225,24 @@ def test_maps_windows_and_shifts_need_not_be_square(size: Any, window: Any, shif
     assert found["window_size"] == list(window) and found["shift_size"] == list(shift)
 
 
-def dynamic_map(batch: int | str, window: tuple[int, int], *, padded: bool) -> onnx.ModelProto:
-    """An unshifted attention over a map whose sizes, and the padding, are computed from the image's."""
-    b = Builder(opset=17)
+def dynamic_map(
+    batch: int | str, window: tuple[int, int], *, padded: bool, tokens: bool = False, opset: int = 17
+) -> onnx.ModelProto:
+    """An unshifted attention over a map whose sizes, and the padding, are computed from the image's.
+
+    With ``tokens`` the map is [B, H * W, C] before and after.
+    """
+    b = Builder(opset=opset)
     image = b.input((batch, 3, "height", "width"))
-    x = b.transpose(b.op("Conv", image, b.weights(8, 3, 4, 4, scale=0.2), strides=[4, 4]), 0, 2, 3, 1)
-    x = b.op("Tanh", x)
+    stem = b.transpose(b.op("Conv", image, b.weights(8, 3, 4, 4, scale=0.2), strides=[4, 4]), 0, 2, 3, 1)
 
     def size(tensor: str, axis: int) -> str:
         return b.op("Slice", b.op("Shape", tensor), b.ints(axis), b.ints(axis + 1))
 
+    source = x = b.op("Tanh", b.reshape(stem, 0, -1, 8) if tokens else stem)
+    if tokens:
+        sizes = b.op("Concat", *(size(stem, i) for i in range(3)), b.ints(8), axis=0)
+        x = b.op("Reshape", source, sizes)
     cut = x
     if padded:
         rest = [
@@ -255,13 +263,15 @@ def dynamic_map(batch: int | str, window: tuple[int, int], *, padded: bool) -> o
     back = b.op("Reshape", back, b.op("Concat", size(x, 0), size(cut, 1), size(cut, 2), b.ints(8), axis=0))
     for axis in (1, 2) if padded else ():
         back = b.op("Slice", back, b.ints(0), size(x, axis), b.ints(axis))
-    return b.model(b.op("Add", x, back), shapes={"y": (batch, "h", "w", 8)})
+    back = b.reshape(back, 0, -1, 8) if tokens else back
+    return b.model(b.op("Add", source, back), shapes={"y": (batch, "n", 8) if tokens else (batch, "h", "w", 8)})
 
 
 @pytest.mark.parametrize("batch", [1, "batch"])
 @pytest.mark.parametrize("window", [(7, 7), (8, 8), (5, 6)])
-def test_a_map_of_dynamic_size_is_fused_with_its_padding(batch: Any, window: tuple[int, int]) -> None:
-    model = dynamic_map(batch, window, padded=True)
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_map_of_dynamic_size_is_fused_with_its_padding(batch: Any, window: tuple[int, int], tokens: bool) -> None:
+    model = dynamic_map(batch, window, padded=True, tokens=tokens)
     after = FUSE(model)
     assert ops.uses(after)["WindowAttention"] == 1
     for height, width in ((32, 64), (52, 40), (60, 44)):
@@ -273,6 +283,10 @@ def test_a_map_of_dynamic_size_that_is_never_padded_is_right_or_refused() -> Non
     model = dynamic_map(1, (8, 8), padded=False)
     comparison = swinopt.compare(model, FUSE(model), sizes={"height": 64, "width": 96}, tolerance=1e-5)
     assert comparison.passed, str(comparison)
+
+
+def test_before_shape_can_leave_axes_out_tokens_of_two_open_sizes_stay() -> None:
+    refuses(dynamic_map(1, (8, 8), padded=True, tokens=True, opset=14), FUSE, "hangs on two sizes")
 
 
 def test_two_blocks_in_a_row_are_both_fused() -> None:
