@@ -188,16 +188,22 @@ def test_locating_leaves_both_models_as_they_were() -> None:
 # ---------------------------------------------------------------------------------------------------------- reference
 
 
-def test_a_reference_is_run_once_and_judges_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = Reference(chain())
-    sessions: list[str] = []
+def begun_sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the sessions are of that are begun from now on."""
+    begun: list[str] = []
     create = session.Session.__init__
 
     def counted(self: session.Session, proto: onnx.ModelProto, what: str, **options: Any) -> None:
-        sessions.append(what)
+        begun.append(what)
         create(self, proto, what, **options)
 
     monkeypatch.setattr(session.Session, "__init__", counted)
+    return begun
+
+
+def test_a_reference_is_run_once_and_judges_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = Reference(chain())
+    sessions = begun_sessions(monkeypatch)
     assert reference.judge(chain()).failure is None
     assert reference.check(chain(bias=BIAS + 1e-6)).passed
     assert sessions == ["the candidate model"] * 2
@@ -288,14 +294,7 @@ def test_nan_is_never_noise() -> None:
 
 def test_noise_is_measured_once_and_only_if_the_tolerance_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Reference(magnifier())
-    sessions: list[str] = []
-    create = session.Session.__init__
-
-    def counted(self: session.Session, proto: onnx.ModelProto, what: str, **options: Any) -> None:
-        sessions.append(what)
-        create(self, proto, what, **options)
-
-    monkeypatch.setattr(session.Session, "__init__", counted)
+    sessions = begun_sessions(monkeypatch)
     assert reference.judge(magnifier(), tolerance=1e-5, ceiling=1e-2).failure is None
     assert sessions == ["the candidate model"]
     for _ in range(2):
