@@ -33,25 +33,31 @@ LARGE = 1 << 27
 
 _BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
 
+# What a Slice that goes to the end of an axis is written with, at least.
+_TO_THE_END = 2**31 - 1
+
 # Ops that only carry elements from one place to another: what their outputs depend on can be told element by element.
 _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
+_CARRIES |= {"Expand", "Tile"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Equal", "Less", "Greater"}
+# Ops of whose result the shape tells no more than the shape of what goes in.
+_REDUCTIONS = {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "CumSum"}
 _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "Max", "Min"}
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
-# another ratio in each sample, and no half, quarter or remainder of the two is alike: what is alike is alike for a
-# reason. Spatial sizes suit neither patches nor windows at first, however small, so that padding shows; where a model
-# does not pad they have to: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
-# sizes is the number of frames.
-_SIZES = ((2, 5), (3, 7), (11, 13), (17, 19), (23, 29), (31, 37))
+# another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
+# leave different remainders. At first spatial sizes suit patches and windows or not, however small, so that padding
+# shows; where a model does not pad they have to: first the patches, then the stride, then windows of 7, then of 8 and
+# 16. The first of three sizes is the number of frames.
+_SIZES = ((2, 5), (3, 10), (11, 24), (17, 36), (23, 42), (31, 48))
 _SPATIAL_SIZES = (
-    ((226, 581), (173, 634), (134, 559)),
+    ((196, 569), (154, 677), (263, 636)),
     ((224, 580), (160, 612), (192, 708)),
     ((224, 576), (160, 640), (192, 704)),
     ((224, 448), (672, 224), (448, 896)),
     ((256, 512), (768, 256), (512, 1024)),
 )
-_SHORT_SPATIAL_SIZES = (8, 20)
+_SHORT_SPATIAL_SIZES = (8, 22)
 
 
 class Facts:
@@ -66,18 +72,22 @@ class Facts:
     def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
         self.graph = graph
         choices = [list(sizes)] if sizes else default_sizes(graph.inputs)
-        unknown = []
+        unknown, misfits = list[int](), list[ModelError | None]()
         for choice in choices:
             self._sweep(choice)
             unknown.append(sum(shapes is None for shapes in self._shapes.values()))
-            if unknown[-1] == 0:
+            misfits.append(self._misfit)
+            if unknown[-1] == 0 and self._misfit is None:
                 return
+        if misfits[0] is not None and None not in misfits:
+            raise misfits[0]
         if min(unknown) < unknown[-1]:
             self._sweep(choices[unknown.index(min(unknown))])
 
     def _sweep(self, sizes: list[Mapping[str, int]]) -> None:
         """Learns everything anew, with these sizes in the samples."""
         self.sizes = sizes
+        self._misfit: ModelError | None = None
         self._dtypes: dict[str, int | None] = {}
         self._shapes: dict[str, list[Shape] | None] = {}
         self._values: dict[str, list[Array]] = {}
@@ -262,7 +272,7 @@ class Facts:
         else:
             bounds = slice(node.attrs.get("start", 0), node.attrs.get("end"))
             values = [np.array(shape[bounds], np.int64) for shape in shapes]
-        is_of_one_rank = len({v.shape for v in values}) == 1
+        is_of_one_rank = len({v.shape for v in values}) == 1 and not self._is_of_unknown_length(node.inputs[0])
         depends = np.any([v != values[0] for v in values], axis=0) if is_of_one_rank else np.array(True)
         self._learn_value(node.outputs[0], values, depends)
         return True
@@ -290,12 +300,9 @@ class Facts:
         if not any(flag.any() for flag in flags):
             return np.array(False)
         all_depend = np.array(True)
-        if node.op == "Slice" and self._is_always_empty(node):
-            return np.array(False)
-        for flag, tensor in zip(flags, node.inputs, strict=True):
-            # Without elements there is nothing to carry on that there may be some for another size of the input.
-            if flag.ndim == 0 and flag and 0 in (outputs[0].size, _elements(self.shapes(tensor))):
-                return all_depend
+        if any(self._is_of_unknown_length(tensor) for tensor in node.inputs):
+            is_cut = node.op == "Slice" and self._is_of_fixed_length(node, outputs[0])
+            return np.broadcast_to(all_depend, outputs[0].shape) if is_cut else all_depend
         if node.op == "Mod" and self._is_small_remainder(node):
             return flags[0]
         if node.op in _ELEMENTWISE:
@@ -304,6 +311,8 @@ class Facts:
             except ValueError:
                 return all_depend
         data = len(node.inputs) if node.op == "Concat" else 1
+        if node.op in _REDUCTIONS:
+            return np.broadcast_to(all_depend, outputs[0].shape)
         if node.op not in _CARRIES or any(flag.any() for flag in flags[data:]):
             return all_depend
         spread = [np.broadcast_to(flags[i], self.shapes(node.inputs[i])[0]) for i in range(data)]  # type: ignore[index]
@@ -316,14 +325,28 @@ class Facts:
             return all_depend
         return carried if carried.shape == outputs[0].shape else all_depend
 
-    def _is_always_empty(self, node: gs.Node) -> bool:
-        """``x[-4:0]`` of a vector, which is what a mask's last slice is for a shift of 0, whatever the size of x."""
+    def _is_of_unknown_length(self, tensor: Tensor) -> bool:
+        """Whether there may be more or fewer elements for other sizes of the input than there are in the samples."""
+        flag = self._depends.get(tensor.name)
+        return flag is not None and flag.ndim == 0 and bool(flag) and self.shape(tensor) != ()
+
+    def _is_of_fixed_length(self, node: gs.Node, part: Array) -> bool:
+        """Whether a slice of a vector has as many elements as its bounds say, counted from one end of the vector.
+
+        Masks are written by such slices of a range: ``[-4:-2]``, ``[-2:]``, and ``[-4:0]``, which is always empty. A
+        vector that is shorter than the bounds would be a map smaller than a window.
+        """
         bounds = [literal(tensor) for tensor in node.inputs[1:]]
-        if len(self.shape(node.inputs[0]) or ()) != 1 or len(bounds) < 2 or any(b is None for b in bounds):
+        if part.ndim != 1 or len(bounds) < 2 or any(bound is None for bound in bounds):
             return False
         (start,), (end,), *_ = bounds
-        forward = len(bounds) < 4 or bounds[3] == 1
-        return bool(forward and (start >= end if (start < 0) == (end < 0) else end == 0))
+        if len(bounds) == 4 and bounds[3] != 1:
+            return False
+        if start < 0 and end >= _TO_THE_END:
+            end = 0
+        elif (start < 0) != (end < 0):
+            return bool(start < 0 and end == 0)
+        return bool(part.size == max(0, end - start))
 
     def _is_small_remainder(self, node: gs.Node) -> bool:
         """``a mod b`` with ``0 <= a < b`` is a: the shift of a roll, which dynamo exports modulo the map's size.
@@ -363,10 +386,9 @@ class Facts:
         if node.domain == ops.DOMAIN:
             try:
                 found = ops.infer_shapes(node.op, shapes, dict(node.attrs))
-            except ModelError:
-                if len(self.sizes) == 1:
-                    raise
-                return None  # these sizes were chosen here, and the model need not take them
+            except ModelError as error:
+                self._misfit = self._misfit or error  # of sizes that the model may not have to take
+                return None
             # Sizes are numbers here, so those of the outputs are.
             return [(types[0] or onnx.TensorProto.FLOAT, tuple(int(str(size)) for size in shape)) for shape in found]
         if not is_standard(node) or any(isinstance(value, gs.Graph) for value in node.attrs.values()):

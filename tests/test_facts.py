@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,25 @@ def test_sizes_of_an_image_are_told_apart_at_every_stage_by_every_window(window:
             assert windows[0] != windows[1], f"{side} {first[side]} and {second[side]} are padded to the same size"
 
 
-@pytest.mark.parametrize("window", range(2, 17))
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_padding_shows_in_one_of_the_first_two_samples(window: int, stride: int) -> None:
-    samples = default_sizes([gs.Variable("image", np.float32, ["batch", 3, "height", "width"])])[0]
-    for side in ("height", "width"):
+@pytest.mark.parametrize(
+    ("stride", "windows"), [(1, range(2, 17)), (2, (4, 7, 8, 12, 16)), (4, (4, 7, 8, 12, 16))], ids=["1", "2", "4"]
+)
+def test_padding_shows_in_one_of_the_first_two_samples(stride: int, windows: Sequence[int]) -> None:
+    images = [gs.Variable(name, np.float32, ["batch", 3, f"{name} height", f"{name} width"]) for name in "ab"]
+    samples = default_sizes(images)[0]
+    for side in ("a height", "a width", "b height"):
         for rounded in (math.floor, math.ceil):
             sizes = [rounded(sample[side] / stride) for sample in samples]
-            assert any(size % window for size in sizes), f"{sizes} take no padding"
+            assert all(any(size % window for size in sizes) for window in windows), f"{sizes} take no padding"
+
+
+def test_samples_are_a_prime_number_apart_and_leave_different_remainders() -> None:
+    shapes = [["batch", 3, "height", "width"], ["n", "tokens", 8], ["batch", 3, "frames", "height", "width"]]
+    inputs = [gs.Variable(f"x{i}", np.float32, shape) for i, shape in enumerate(shapes)]
+    first, second = default_sizes(inputs)[0]
+    for symbol in ("height", "width", "tokens", "batch"):
+        apart = second[symbol] - first[symbol]
+        assert apart > 1 and all(apart % divisor for divisor in range(2, apart)), symbol
 
 
 def test_without_symbols_there_is_nothing_to_choose() -> None:
@@ -130,9 +142,14 @@ def test_sizes_that_a_swinopt_op_cannot_take_are_not_looked_at() -> None:
     assert all(sizes["height"] % 32 == 0 for sizes in facts.sizes)
 
 
-def test_where_no_size_is_open_a_swinopt_op_that_does_not_fit_is_an_error() -> None:
+def test_a_swinopt_op_that_fits_for_no_size_is_an_error() -> None:
     with pytest.raises(ModelError, match="residual has shape"):
         known(linear_with_a_cropped_residual(33))
+    b = Builder()
+    x, residual = b.input(("batch", 4, 8)), b.input((3, 8), "residual")
+    y = b.op("Linear", x, b.weights(8, 8), b.weights(8), residual, domain=ops.DOMAIN)
+    with pytest.raises(ModelError, match="residual has shape"):
+        known(b.model(y, shapes={"y": ("batch", 4, 8)}))
 
 
 def test_a_reshape_that_does_not_fit_has_no_shape() -> None:
@@ -323,21 +340,38 @@ def test_padding_that_happens_to_be_nothing_is_not_shown_by_the_samples() -> Non
     assert not facts.is_shown_by_samples(tensors["y"])
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["y = Transpose(e)", "y = Concat<axis = 0>(three, n, e)", "w = Unsqueeze(e, zero)  y = Squeeze(w, zero)"],
-)
-def test_an_empty_tensor_may_have_elements_for_other_sizes(body: str) -> None:
-    """As many ones as the batch has beyond a multiple of two: none, in both samples."""
+#: y depends on how many elements e has, which are the batch's remainder by two: none for 4 and 8, the samples.
+OF_ANY_LENGTH = {
+    "moved": "y = Transpose(e)",
+    "with others": "y = Concat<axis = 0>(three, n, e)",
+    "with another axis for a while": "w = Unsqueeze(e, zero)  y = Squeeze(w, zero)",
+    "behind others": "c = Concat<axis = 0>(e, list)  y = Slice(c, two, three)",
+    "its shape": "y = Shape(e)",
+    "added to a part of a shape": "k = Add(three, m)  l = Expand(one, k)  a = Add(l, n)  y = Slice(a, three, ten)",
+    "a remainder": "r = Mod(one, e)  y = ReduceSum<keepdims = 0>(r)",
+}
+
+
+@pytest.mark.parametrize("body", OF_ANY_LENGTH.values(), ids=OF_ANY_LENGTH)
+def test_a_tensor_may_have_more_elements_for_other_sizes(body: str) -> None:
+    constants = {"zero": [0], "one": [1], "two": [2], "three": [3], "ten": [10], "list": [7, 8, 9]}
     facts, tensors = described(
         f"s = Shape(x)  n = Gather(s, zero)  m = Mod(n, two)  e = Expand(three, m)  {body}",
         sizes={"B": [4, 8]},
-        zero=[0],
-        two=[2],
-        three=[3],
+        **{name: value for name, value in constants.items() if name in body or name in ("zero", "two", "three")},
     )
     for name in ("e", "y"):
         assert facts.constant(tensors[name]) is None and not facts.is_shown_by_samples(tensors[name])
+
+
+def test_what_is_reduced_to_one_element_is_one() -> None:
+    facts, tensors = described(
+        "s = Shape(x)  p = ReduceProd<axes = [0]>(s)  c = Concat<axis = 0>(p, two)  y = Slice(c, one, two)",
+        one=[1],
+        two=[2],
+    )
+    value = facts.constant(tensors["y"])
+    assert value is not None and value.tolist() == [2]
 
 
 def test_a_part_of_a_shape_without_sizes_is_constant() -> None:
@@ -347,20 +381,34 @@ def test_a_part_of_a_shape_without_sizes_is_constant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "is_empty"),
-    [(-4, 0, True), (4, 2, True), (-2, -4, True), (0, -16, False), (16, 32, False), (-4, 2, False)],
+    ("start", "end", "length"),
+    [
+        (-4, 0, 0),
+        (4, 2, 0),
+        (-2, -4, 0),
+        (-4, -2, 2),
+        (-2, 2**31 - 1, 2),
+        (-2, 2**63 - 1, 2),
+        (1, 3, 2),
+        (0, -16, None),
+        (16, 32, None),
+        (-4, 2, None),
+        (-2, 20, None),
+    ],
 )
-def test_a_slice_is_empty_for_all_sizes_or_for_those_that_were_looked_at(start: int, end: int, is_empty: bool) -> None:
+def test_a_slice_of_a_range_is_as_long_for_all_sizes_or_for_those_that_were_looked_at(
+    start: int, end: int, length: int | None
+) -> None:
     facts, tensors = described(
-        "s = Shape(x)  b = Gather(s, i)  r = Range(i, b, one)  y = Slice(r, start, end)",
+        "s = Shape(x)  b = Gather(s, i)  r = Range(i, b, one)  t = Slice(r, start, end)  y = Shape(t)",
         sizes={"B": [6, 8]},
         i=0,
         one=1,
         start=[start],
         end=[end],
     )
-    assert facts.shapes(tensors["y"]) == [(0,), (0,)]
-    assert (facts.constant(tensors["y"]) is not None) == facts.is_shown_by_samples(tensors["y"]) == is_empty
+    found = facts.constant(tensors["y"])
+    assert (None if found is None else found.tolist()) == (None if length is None else [length])
 
 
 def test_values_are_not_kept_beyond_small_sizes() -> None:
