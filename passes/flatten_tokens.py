@@ -23,8 +23,11 @@ import onnx_graphsurgeon as gs
 
 from swinopt.graph import Tensor, is_standard, literal, made_by
 from swinopt.pipeline import Pass
-from swinopt.rewrite import SHAPE_OF_SOME_AXES, Rewriter, reshape_target
+from swinopt.rewrite import Rewriter, reshape_target
 from swinopt.tokenwise import BINARY, OVER_LAST_AXIS, is_parameter, is_tokenwise
+
+#: The opset from which on Shape can leave out the last axis.
+_SHAPE_OF_SOME_AXES = 15
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ class _Rows:
             if any(t is None for t in inputs):
                 return
         flat = [_flat(shape) for shape in shapes]
-        if reshape_target(flat, shapes) is None and self._rewriter.graph.opset < SHAPE_OF_SOME_AXES:
+        if reshape_target(flat, shapes) is None and self._rewriter.graph.opset < _SHAPE_OF_SOME_AXES:
             self._rewriter.refuse(
-                node, f"more than one size depends on the input: that takes opset {SHAPE_OF_SOME_AXES}"
+                node, f"more than one size depends on the input: that takes opset {_SHAPE_OF_SOME_AXES}"
             )
             return
         for i in places:
@@ -88,7 +91,8 @@ class _Rows:
         """The map that rows stand for, where several of its sizes depend on the input."""
         rewriter, start = self._rewriter, self._map[id(rows)]
         if id(start) not in self._sizes:
-            self._sizes[id(start)] = rewriter.leading_sizes(start)
+            leading = rewriter.op("Shape", start, start=0, end=-1)
+            self._sizes[id(start)] = rewriter.op("Concat", leading, rewriter.constant([-1], np.int64), axis=0)
         view: Tensor = rewriter.op("Reshape", rows, self._sizes[id(start)])
         rewriter.facts.learn(view, like=rows, shapes=[tuple(shape) for shape in shapes])
         return view

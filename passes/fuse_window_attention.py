@@ -19,7 +19,6 @@ read elsewhere, weights that are no constants.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,14 +27,13 @@ import onnx_graphsurgeon as gs
 
 from swinopt import ops
 from swinopt.attention import Attention, NoAttention, Scores, attention_of
-from swinopt.facts import Shape
-from swinopt.graph import Array, Tensor, producer
+from swinopt.graph import Array, Tensor
 from swinopt.indices import PAD, Indices, elements, whole_tokens
 from swinopt.linear import Linear, linear_from
 from swinopt.movement import Region, exits
 from swinopt.operands import Operand, operand_of
 from swinopt.pipeline import Pass
-from swinopt.rewrite import SHAPE_OF_SOME_AXES, Rewriter
+from swinopt.rewrite import Rewriter
 from swinopt.windows import Window, bias_and_mask, window_of
 
 
@@ -284,26 +282,18 @@ def _as_map(source: Region, window: Window, rewriter: Rewriter) -> Tensor:
     shaped = rewriter.reshape_to(source.source, wanted)
     if shaped is not None:
         return shaped
-    like = _map_above(source.source, [shape[:-1] for shape in wanted], rewriter)
-    if like is None or rewriter.graph.opset < SHAPE_OF_SOME_AXES:
-        raise NoAttention("the shape of the map hangs on two sizes of the input")
-    view: Tensor = rewriter.op("Reshape", source.source, rewriter.leading_sizes(like))
-    rewriter.facts.learn(view, like=source.source, shapes=wanted)
-    return view
+    # Two sizes hang on the input: what the model itself says of them is right for all of these.
+    for node in source.nodes:
+        if node.op == "Reshape" and rewriter.facts.shapes(node.outputs[0]) == wanted and not _copies_sizes(node):
+            view: Tensor = rewriter.op("Reshape", source.source, node.inputs[1])
+            rewriter.facts.learn(view, like=source.source, shapes=wanted)
+            return view
+    raise NoAttention("the shape of the map hangs on two sizes of the input")
 
 
-def _map_above(tensor: Tensor, sizes: list[Shape], rewriter: Rewriter) -> Tensor | None:
-    """The nearest tensor that this one is computed from, and that has these sizes in front of its channels."""
-    pending, seen = deque([tensor]), {id(tensor)}
-    while pending:
-        current = pending.popleft()
-        if [shape[:-1] for shape in rewriter.facts.shapes(current) or []] == sizes:
-            return current
-        node = producer(current)
-        above = [t for t in node.inputs if not isinstance(t, gs.Constant) and id(t) not in seen] if node else []
-        pending += [t for t in above if not t.is_empty()]
-        seen |= {id(t) for t in above}
-    return None
+def _copies_sizes(reshape: gs.Node) -> bool:
+    """Whether a 0 may stand in the target for the size of what this node, and no other, reshapes."""
+    return not reshape.attrs.get("allowzero") and isinstance(reshape.inputs[1], gs.Constant)
 
 
 def _logit_scale(

@@ -23,9 +23,6 @@ from swinopt.movement import Movement
 from swinopt.pattern import Match, Pattern
 from swinopt.report import Refusal
 
-#: The opset from which on Shape can leave axes out.
-SHAPE_OF_SOME_AXES = 15
-
 _DEDUPLICATED_ELEMENTS = 1 << 20
 _MAX_SWEEPS = 16
 
@@ -119,15 +116,6 @@ class Rewriter:
         result: Tensor = self.op("Reshape", tensor, self.constant(target, np.int64, "shape"), hint=hint)
         self.facts.learn(result, like=tensor, shapes=wanted)
         return result
-
-    def leading_sizes(self, like: Tensor) -> Tensor:
-        """What a Reshape has to say for all sizes of ``like`` but the last one, which is the rest.
-
-        For where :meth:`reshape` cannot say it; takes opset 15 (:data:`SHAPE_OF_SOME_AXES`).
-        """
-        leading = self.op("Shape", like, start=0, end=-1)
-        target: Tensor = self.op("Concat", leading, self.constant([-1], np.int64), axis=0)
-        return target
 
     def _unique(self, hint: str) -> str:
         name, number = hint, 1
