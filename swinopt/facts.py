@@ -22,7 +22,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from swinopt import ops
 from swinopt.errors import ModelError
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
-from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
+from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of, spatial_axes
 
 Shape = tuple[int, ...]
 
@@ -469,14 +469,15 @@ def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, i
     symbols: dict[str, tuple[int, int]] = {}
     plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
     for tensor in inputs:
+        *frames, _, _ = spatial_axes(tensor.shape or ()) or (None, None)
         for axis, size in enumerate(tensor.shape or ()):
             symbol = _symbol(tensor, axis)
             if _is_size(size) or symbol in symbols:
                 continue
-            if axis < 2 or len(tensor.shape) < 4:
+            if axis not in spatial_axes(tensor.shape):
                 symbols[symbol] = next(plain)
             else:
-                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis == 2 and len(tensor.shape) == 5 else next(spatial)
+                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in frames else next(spatial)
     if not symbols:
         return [{}]
     return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]

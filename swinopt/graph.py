@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +37,8 @@ Tensor: TypeAlias = gs.Variable | gs.Constant
 PROTOBUF_LIMIT = 2**31 - 2**20
 #: Models of this opset or newer are taken as they are, if they cannot be brought up to the one that is wanted.
 OLDEST_OPSET = 13
+# A last axis of so many is taken for the channels of an image: one of 8 or more may be a feature map's width.
+_MOST_CHANNELS = 4
 _STANDARD_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -332,6 +334,18 @@ def literal(tensor: Tensor | None) -> Array | None:
     if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues):
         return onnx.numpy_helper.to_array(lazy.tensor)  # gs would convert dtypes that NumPy lacks to float32
     return np.asarray(tensor.values)
+
+
+def spatial_axes(shape: Sequence[object]) -> tuple[int, ...]:
+    """The axes of height and width, and of frames before them, of images or videos; none of what is neither.
+
+    They come last, or, where a few channels follow an open size, before these: [N, H, W, 3].
+    """
+    if len(shape) not in (4, 5):
+        return ()
+    channels = shape[-1]
+    is_last = isinstance(channels, int) and 0 < channels <= _MOST_CHANNELS and not isinstance(shape[1], int)
+    return tuple(range(1, len(shape) - 1)) if is_last else tuple(range(2, len(shape)))
 
 
 def size_of(constant: gs.Constant) -> int:

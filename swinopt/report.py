@@ -236,12 +236,13 @@ def why_rolled_back(p: PassReport) -> str:
 
 
 def allowed_for_rounding(passes: Iterable[PassReport]) -> str:
-    """Names of the passes that differ by rounding, with the remark on the largest difference; empty if none does."""
-    remarked = [p for p in passes if p.remark]
-    if not remarked:
-        return ""
-    worst = max(remarked, key=lambda p: p.max_abs_diff or 0.0)
-    return printable(f"{', '.join(dict.fromkeys(p.name for p in remarked))}: {worst.remark}")
+    """Names of the passes that added to what differs by rounding, with the last one's remark; empty if none did."""
+    added, worst = list[PassReport](), 0.0
+    for p in passes:
+        if p.status != "rolled back" and p.max_abs_diff is not None and p.max_abs_diff > worst:
+            worst = p.max_abs_diff
+            added += [p] if p.remark else []
+    return printable(f"{', '.join(dict.fromkeys(p.name for p in added))}: {added[-1].remark}") if added else ""
 
 
 def printable(text: str) -> str:

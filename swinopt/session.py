@@ -18,7 +18,7 @@ import onnx
 
 from swinopt import handover, ops
 from swinopt.errors import MissingDependencyError, OptionError, VerificationError, first_line
-from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save, serialised
+from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save, serialised, spatial_axes
 
 Feeds: TypeAlias = Mapping[str, Array]
 
@@ -27,7 +27,7 @@ BATCH_SIZES = (1, 4)
 
 #: Height and width of images whose sides are dynamic: what suits windows, patches and strides of the published Swins,
 #: and what suits none of them, so that padding shows.
-IMAGE, ODD_IMAGE = (224, 224), (205, 242)
+IMAGE, ODD_IMAGE = (224, 224), (207, 242)
 
 # Sizes for other symbolic dimensions that are no batch.
 _CHANNELS, _LENGTH = 3, 16
@@ -201,16 +201,17 @@ def _symbol_sizes(
     for name, value in inputs.items():
         for axis, dim in enumerate(value.dims or ()):
             if not isinstance(dim, int):
-                known.setdefault(_symbol(name, axis, dim), _default_size(axis, len(value.dims or ()), batch, image))
+                known.setdefault(_symbol(name, axis, dim), _default_size(axis, value.dims or (), batch, image))
     return known
 
 
-def _default_size(axis: int, rank: int, batch: int, image: tuple[int, int]) -> int:
+def _default_size(axis: int, dims: Sequence[object], batch: int, image: tuple[int, int]) -> int:
     if axis == 0:
         return batch
-    if rank != 4:
+    if len(dims) != 4:
         return _LENGTH
-    return _CHANNELS if axis == 1 else image[axis - 2]
+    sides = spatial_axes(dims)
+    return image[sides.index(axis)] if axis in sides else _CHANNELS
 
 
 def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapping[str, int], limit: int) -> Array:
@@ -343,7 +344,9 @@ class Session:
         try:
             values = self._session.run(wanted, {name: self._cast(name, array) for name, array in feeds.items()})
         except Exception as error:
-            raise VerificationError(f"{self._what} cannot be run by ONNX Runtime: {first_line(error)}") from error
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            reason = f"{self._what} cannot be run by ONNX Runtime on {shapes}: {first_line(error)}"
+            raise VerificationError(reason) from error
         found = {name: value for name, value in zip(wanted, values, strict=True) if _is_numeric(value)}
         if names is None and len(found) != len(wanted):
             missing = _names(name for name in wanted if name not in found)

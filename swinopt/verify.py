@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -197,7 +198,7 @@ def compare(
         inputs: one mapping from input name to array, or one such mapping a run. By default fresh random inputs:
             standard normal floats, integers below 100 and within the tables they index, ones for ``*mask*``.
         runs: number of random inputs; where they are dynamic, the batch alternates between 1 and 4, and the size of
-            images between 224 x 224 and, if a takes that, 205 x 242, which no patches and windows divide.
+            images between 224 x 224 and, if a takes that, 207 x 242, which suits no windows (``sizes`` sets another).
         seed: seed of the first run; run i takes ``seed + i``.
         tolerance: ``passed`` holds iff ``max_abs <= tolerance * max(1, max|a|)`` for each output and b has no NaN or
             Inf that a has not.
@@ -346,8 +347,8 @@ class Reference:
     def locate(self, model: Any, *, tolerance: float = TOLERANCE) -> tuple[str, float] | None:
         """The first tensor that differs from the reference's tensor of the same name, and by how much at most.
 
-        Tensors are visited in the order in which the candidate computes them, on the input of the first run. A tensor
-        whose shape differs is one that a rewrite gave another meaning, and is passed over.
+        Tensors are visited in the order in which the candidate computes them, on the inputs of each run until one
+        differs. A tensor whose shape differs is one that a rewrite gave another meaning, and is passed over.
 
         Raises:
             ModelError: the candidate cannot be read.
@@ -357,10 +358,9 @@ class Reference:
         shared = _shared_tensors(self.model, candidate)
         left = Session(self.model, "the reference model", expose=shared)
         right = Session(candidate, "the candidate model", expose=shared)
-        for start in range(0, len(shared), _LOCATE_CHUNK):
+        for feeds, start in product(self.inputs, range(0, len(shared), _LOCATE_CHUNK)):
             names = shared[start : start + _LOCATE_CHUNK]
-            expected = left.run(self.inputs[0], names)
-            actual = right.run(self.inputs[0], names)
+            expected, actual = left.run(feeds, names), right.run(feeds, names)
             for name in names:
                 found = _difference(expected.get(name), actual.get(name), tolerance)
                 if found is not None:
@@ -381,10 +381,13 @@ def _first_that_runs(
     session: Session, choices: Sequence[dict[str, Array]]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The first inputs that the model takes, and its outputs."""
-    for feeds in choices[:-1]:
-        with suppress(VerificationError):
+    *others, last = choices
+    for feeds in others:
+        try:
             return feeds, session.run(feeds)
-    return choices[-1], session.run(choices[-1])
+        except VerificationError:
+            continue
+    return last, session.run(last)
 
 
 def measure(

@@ -110,6 +110,14 @@ def test_samples_are_a_prime_number_apart_and_leave_different_remainders() -> No
         assert apart > 1 and all(apart % divisor for divisor in range(2, apart)), symbol
 
 
+def test_an_image_has_the_same_sizes_wherever_its_channels_are() -> None:
+    first, last = (
+        default_sizes([gs.Variable("image", np.float32, shape)])
+        for shape in (["batch", 3, "height", "width"], ["batch", "height", "width", 3])
+    )
+    assert first == last
+
+
 def test_without_symbols_there_is_nothing_to_choose() -> None:
     assert default_sizes([gs.Variable("x", np.float32, [2, 3])]) == [[{}]]
 

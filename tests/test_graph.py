@@ -494,3 +494,23 @@ def test_bfloat16_weights_have_no_numpy_value_and_are_kept_as_they_are() -> None
     after = graphs.to_model(graphs.load(model))
     (weight,) = after.graph.initializer
     assert (weight.data_type, weight.raw_data) == (onnx.TensorProto.BFLOAT16, raw)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        (["n", 3, "h", "w"], (2, 3)),
+        (["n", 3, 224, 224], (2, 3)),
+        (["n", "h", "w", 3], (1, 2)),
+        (["n", None, None, 1], (1, 2)),
+        (["n", "c", "h", 8], (2, 3)),
+        (["n", 3, "h", 3], (2, 3)),
+        (["n", 3, "t", "h", "w"], (2, 3, 4)),
+        (["n", "t", "h", "w", 3], (1, 2, 3)),
+        (["n", "tokens", 3], ()),
+        ([], ()),
+    ],
+    ids=str,
+)
+def test_where_the_sides_of_an_image_are(shape: list[Any], axes: tuple[int, ...]) -> None:
+    assert graphs.spatial_axes(shape) == axes

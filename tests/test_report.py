@@ -171,11 +171,13 @@ def test_an_unknown_status_is_refused() -> None:
         Report.from_dict(data)
 
 
-def test_of_differences_by_rounding_the_largest_is_shown() -> None:
+def test_of_differences_by_rounding_the_largest_is_shown_and_who_added_to_it() -> None:
     first, second, third, *_ = sample().passes
     small = replace(first, remark="small", max_abs_diff=1e-5)
-    large, again = replace(second, remark="large", max_abs_diff=2e-5), replace(small, max_abs_diff=0.0)
-    assert allowed_for_rounding([small, large, again]) == "fold-constants, nothing-to-do: large"
+    large = replace(second, remark="large", max_abs_diff=2e-5)
+    # Each is measured against the untouched model: what adds nothing shows the difference of those before it.
+    exact = replace(third, remark="large", max_abs_diff=2e-5, status="applied")
+    assert allowed_for_rounding([small, large, exact]) == "fold-constants, nothing-to-do: large"
     assert allowed_for_rounding([replace(third, remark=None)]) == ""
     assert "ounding" not in str(replace(sample(), passes=(first,))) + replace(sample(), passes=(first,)).to_html()
 

@@ -393,6 +393,23 @@ def test_a_difference_in_images_that_need_padding_is_seen() -> None:
     assert compare(plus_what_is_beyond_four, plain, sizes={"height": 32}).passed
 
 
+def test_a_difference_in_such_images_alone_is_located() -> None:
+    def shifted_by(remainder: str) -> onnx.ModelProto:
+        rest = helper.make_node("Mod", ["h", remainder], ["r"])
+        cast = helper.make_node("Cast", ["r"], ["f"], to=TensorProto.FLOAT)
+        more = [helper.make_node("Add", ["x", "f"], ["shifted"]), helper.make_node("Neg", ["shifted"], ["y"])]
+        return of_the_height(rest, cast, *more, **{remainder: [int(remainder[1:])]})
+
+    assert compare(shifted_by("m1"), shifted_by("m16")).first_divergence == "r"
+
+
+def test_what_the_candidate_cannot_run_on_is_told() -> None:
+    tiles = of_the_height(helper.make_node("Reshape", ["x", "s"], ["y"]), s=[0, 3, 16, -1])
+    plain = of_the_height(helper.make_node("Reshape", ["x", "s"], ["y"]), s=[0, 3, -1, 1])
+    with pytest.raises(VerificationError, match=r"cannot be run by ONNX Runtime on x \[4, 3, 207, 242\]"):
+        compare(plain, tiles)
+
+
 def test_a_model_that_takes_no_image_of_odd_size_is_given_others() -> None:
     rows = helper.make_node("Div", ["h", "sixteen"], ["r"])
     shape = helper.make_node("Concat", ["images", "r", "sixteen", "rest"], ["s"], axis=0)
@@ -401,6 +418,11 @@ def test_a_model_that_takes_no_image_of_odd_size_is_given_others() -> None:
     )
     assert compare(tiles, tiles).passed
     assert [feeds["x"].shape for feeds in Reference(tiles).inputs] == [(1, 3, 224, 224), (4, 3, 224, 224)]
+
+
+def test_images_with_their_channels_last_are_images() -> None:
+    image = model([helper.make_node("Relu", ["x"], ["y"])], shape=["n", "height", "width", 3])
+    assert [feeds["x"].shape for feeds in Reference(image).inputs] == [(1, 224, 224, 3), (4, 207, 242, 3)]
 
 
 def test_a_size_that_only_b_knows_is_used_for_both() -> None:
