@@ -33,6 +33,8 @@ LARGE = 1 << 27
 
 _BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
 
+# How the bounds of a roll's two slices are made of its shift.
+_BOUND_ARITHMETIC = {"Sub", "Neg", "Unsqueeze", "Squeeze", "Reshape", "Concat", "Cast"}
 # What a Slice that goes to the end of an axis is written with, at least.
 _TO_THE_END = 2**31 - 1
 
@@ -336,8 +338,8 @@ class Facts:
         Masks are written by such slices of a range: ``[-4:-2]``, ``[-2:]``, and ``[-4:0]``, which is always empty. A
         vector that is shorter than the bounds would be a map smaller than a window.
         """
-        bounds = [literal(tensor) for tensor in node.inputs[1:]]
-        if part.ndim != 1 or len(bounds) < 2 or any(bound is None for bound in bounds):
+        bounds = [bound for tensor in node.inputs[1:] if (bound := literal(tensor)) is not None]
+        if part.ndim != 1 or len(bounds) < max(2, len(node.inputs) - 1):
             return False
         (start,), (end,), *_ = bounds
         if len(bounds) == 4 and bounds[3] != 1:
@@ -353,6 +355,8 @@ class Facts:
 
         Where b is no larger than a the remainder is another number, but rolling by it is rolling by a.
         """
+        if not _only_bounds_slices(node.outputs[0]):
+            return False
         pairs = [[self._input_value(t, sample) for t in node.inputs] for sample in self.samples]
         return all(a is not None and b is not None and bool(((a >= 0) & (a < b)).all()) for a, b in pairs)
 
@@ -481,6 +485,16 @@ def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, i
     if not symbols:
         return [{}]
     return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
+
+
+def _only_bounds_slices(tensor: gs.Variable) -> bool:
+    """Whether all that is made of a number are bounds of slices, as of the two that a roll consists of."""
+    return bool(tensor.outputs) and all(
+        reader.inputs[0] is not tensor
+        if reader.op == "Slice"
+        else reader.op in _BOUND_ARITHMETIC and _only_bounds_slices(reader.outputs[0])
+        for reader in tensor.outputs
+    )
 
 
 def _computed_by(tensor: gs.Variable) -> list[gs.Node]:

@@ -389,6 +389,20 @@ def test_a_part_of_a_shape_without_sizes_is_constant() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "is_shift"),
+    [
+        ("y = Mod(three, n)  d = Sub(n, y)  a = Slice(x, y, n, zero)  b = Slice(x, zero, d, zero)", True),
+        ("y = Mod(three, n)  a = Slice(x, y, n, zero)  f = Cast<to = 1>(y)", False),
+        ("y = Mod(three, n)  a = Expand(x, y)", False),
+    ],
+    ids=["of a roll", "of more than that", "of a shape"],
+)
+def test_a_remainder_by_a_size_is_the_number_itself_for_a_roll_alone(body: str, is_shift: bool) -> None:
+    facts, tensors = described(f"s = Shape(x)  n = Gather(s, zero)  {body}", sizes={"B": [5, 8]}, zero=[0], three=[3])
+    assert (facts.constant(tensors["y"]) is not None) == is_shift
+
+
+@pytest.mark.parametrize(
     ("start", "end", "length"),
     [
         (-4, 0, 0),
