@@ -244,14 +244,12 @@ def _check_return(
 
 
 def _frozen_batch(start: Tensor, result: Tensor, rewriter: Rewriter) -> int | None:
-    """The number that stands for a dynamic first axis somewhere between the two tensors."""
-    facts = rewriter.facts
+    """The number that stands, somewhere between the two tensors, for the first axis that is dynamic in both."""
     region = rewriter.movement.region(result, stop=[start])
-    for node in region.nodes if region else ():
-        before, after = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
-        if node.op == "Reshape" and before and after and before[0] is None and after[0] is not None:
-            return after[0]
-    return None
+    if region is None or any((rewriter.facts.dims(tensor) or (0,))[0] is not None for tensor in (start, result)):
+        return None
+    between = [rewriter.facts.dims(node.outputs[0]) for node in region.nodes if node.op == "Reshape"]
+    return next((dims[0] for dims in between if dims and dims[0] is not None), None)
 
 
 # --------------------------------------------------------------------------------------------------- what is emitted

@@ -42,9 +42,9 @@ _TO_THE_END = 2**31 - 1
 _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
 _CARRIES |= {"Expand", "Tile"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Equal", "Less", "Greater"}
-# Ops of whose result the shape tells no more than the shape of what goes in.
-_REDUCTIONS = {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "CumSum"}
 _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "Max", "Min"}
+# Their results' elements hang on all that goes in, and how many there are on its shape alone.
+_REDUCTIONS = {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean"}
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
@@ -473,15 +473,15 @@ def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, i
     symbols: dict[str, tuple[int, int]] = {}
     plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
     for tensor in inputs:
-        *frames, _, _ = spatial_axes(tensor.shape or ()) or (None, None)
+        sides = spatial_axes(tensor.shape or ())
         for axis, size in enumerate(tensor.shape or ()):
             symbol = _symbol(tensor, axis)
             if _is_size(size) or symbol in symbols:
                 continue
-            if axis not in spatial_axes(tensor.shape):
+            if axis not in sides:
                 symbols[symbol] = next(plain)
             else:
-                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in frames else next(spatial)
+                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in sides[:-2] else next(spatial)
     if not symbols:
         return [{}]
     return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
