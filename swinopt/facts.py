@@ -48,9 +48,9 @@ _REDUCTIONS = {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean"
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
-# leave different remainders. At first spatial sizes suit patches and windows or not, however small, so that padding
-# shows; where a model does not pad they have to: first the patches, then the stride, then windows of 7, then of 8 and
-# 16. The first of three sizes is the number of frames.
+# leave different remainders. Spatial sizes do so at first, and padding shows for every window; where a model does not
+# pad they have to suit it: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
+# sizes is the number of frames.
 _SIZES = ((2, 5), (3, 10), (11, 24), (17, 36), (23, 42), (31, 48))
 _SPATIAL_SIZES = (
     ((196, 569), (154, 677), (263, 636)),

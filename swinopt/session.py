@@ -168,7 +168,10 @@ def _symbol(name: str, axis: int, dim: str | None) -> str:
 
 
 def random_inputs(
-    model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[str, int], image: tuple[int, int] = IMAGE
+    model: onnx.ModelProto,
+    seeds: Sequence[int],
+    sizes: Mapping[str, int],
+    images: Sequence[tuple[int, int]] = (IMAGE,),
 ) -> list[dict[str, Array]]:
     """One set of inputs a seed: standard normal floats, integers that index what they index, ones for ``*mask*``.
 
@@ -176,8 +179,8 @@ def random_inputs(
         model: the model; the shapes and dtypes are those that it declares.
         seeds: a seed for each set.
         sizes: sizes of symbolic dimensions, by name or, for an unnamed one, as ``input[axis]``. By default the first
-            axis alternates between 1 and 4, images have 3 channels and the size that is given, and all else is 16.
-        image: height and width of images.
+            axis alternates between 1 and 4, images have 3 channels, and all else is 16.
+        images: height and width of images, one set after another.
 
     Raises:
         VerificationError: an input declares no shape, or is no numeric tensor.
@@ -187,7 +190,8 @@ def random_inputs(
     feeds = []
     for index, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
-        known = _symbol_sizes(inputs, BATCH_SIZES[index % len(BATCH_SIZES)], image, sizes)
+        batch, image = BATCH_SIZES[index % len(BATCH_SIZES)], images[index % len(images)]
+        known = _symbol_sizes(inputs, batch, image, sizes)
         feeds.append(
             {name: _random_array(rng, name, value, known, limits.get(name, 0)) for name, value in inputs.items()}
         )

@@ -251,17 +251,22 @@ class Reference:
         self.model = load_model(model)
         self.seeds: tuple[int, ...] = () if inputs is not None else tuple(range(seed, seed + runs))
         self._interface = interface_of(self.model)
-        if inputs is not None:
-            choices = [[feeds] for feeds in given_inputs(self.model, inputs)]
-        else:
-            plain, odd = (random_inputs(self.model, self.seeds, sizes or {}, image) for image in (IMAGE, ODD_IMAGE))
-            choices = [[odd[i], plain[i]] if i % 2 else [plain[i]] for i in range(len(self.seeds))]
-        if not choices:
+        self.inputs: list[dict[str, Array]] = (
+            random_inputs(self.model, self.seeds, sizes or {}, (IMAGE, ODD_IMAGE))
+            if inputs is None
+            else given_inputs(self.model, inputs)
+        )
+        if not self.inputs:
             raise OptionError("there is nothing to compare without inputs: at least one run is needed")
         session = Session(self.model, "the reference model")
-        answered = [_first_that_runs(session, feeds) for feeds in choices]
-        self.inputs: list[dict[str, Array]] = [feeds for feeds, _ in answered]
-        self.outputs: list[dict[str, Array]] = [outputs for _, outputs in answered]
+        try:
+            self.outputs: list[dict[str, Array]] = [session.run(feeds) for feeds in self.inputs]
+        except VerificationError:
+            if inputs is not None:
+                raise
+            # Many models take images of certain sizes only.
+            self.inputs = random_inputs(self.model, self.seeds, sizes or {})
+            self.outputs = [session.run(feeds) for feeds in self.inputs]
         self._require_finite_outputs()
 
     def check(self, model: Any, *, tolerance: float = TOLERANCE, locate: bool = False) -> Comparison:
@@ -375,19 +380,6 @@ class Reference:
                     f"output {name!r} of the reference model is nothing but NaN or Inf, so that nothing can be "
                     "compared with it: look for NaN in its weights, or give inputs of the kind it was trained on"
                 )
-
-
-def _first_that_runs(
-    session: Session, choices: Sequence[dict[str, Array]]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The first inputs that the model takes, and its outputs."""
-    *others, last = choices
-    for feeds in others:
-        try:
-            return feeds, session.run(feeds)
-        except VerificationError:
-            continue
-    return last, session.run(last)
 
 
 def measure(

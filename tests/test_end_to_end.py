@@ -23,6 +23,7 @@ from swinopt.rewrite import Rewriter
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
+# Imports torch, and is no reason to fail where that is missing.
 from tests.models import EXPORTERS, FEATURES, OPEN, OTHERS, SWINS, Exported, build, exported  # noqa: E402
 
 __all__ = ["exported"]  # the fixture
