@@ -153,6 +153,11 @@ def _torch(cell: Cell, precision: str, mode: str | None = None) -> Measured:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     dtype = torch.float16 if precision == "fp16" else torch.float32
     module = cell.module().to("cuda", dtype)
+    # Inductor's workers compile with the ptxas of PyTorch's wheel, the process itself with Triton's: in another version
+    # no kernel of theirs is the one it looks for, and max-autotune compiles hundreds once more, one after the other.
+    ptxas = Path(torch.__file__).parent / "bin" / "ptxas"
+    if ptxas.exists():
+        os.environ.setdefault("TRITON_PTXAS_PATH", str(ptxas))
     start = time.monotonic()
     run: Callable[[Any], Any] = module if mode is None else torch.compile(module, mode=mode)
     inputs = [torch.from_numpy(images).to("cuda", dtype) for images in cell.truth()[0]]
