@@ -25,12 +25,14 @@ Feeds: TypeAlias = Mapping[str, Array]
 #: Dynamic batch sizes, one run after another; a batch frozen at export shows when the second one runs.
 BATCH_SIZES = (1, 4)
 
-#: Height and width of images whose sides are dynamic: what suits windows, patches and strides of the published Swins,
-#: and what suits none of them, so that padding shows.
-IMAGE, ODD_IMAGE = (224, 224), (207, 242)
+# Height and width of images whose sides are dynamic: what suits windows, patches and strides of the published Swins,
+# and what suits none of them, so that padding shows.
+_IMAGE, _ODD_IMAGE = (224, 224), (207, 242)
+# Likewise for numbers of tokens, of frames, and whatever else is open. The odd ones are more than a window of 16 and
+# differ between axes 1, 3, ... and 2, 4, ...: two axes of one size could be taken for each other.
+_LENGTH, _ODD_LENGTHS = 16, (19, 23)
+_CHANNELS = 3
 
-# Sizes for other symbolic dimensions that are no batch.
-_CHANNELS, _LENGTH = 3, 16
 # Integer inputs are taken for token ids, and stay below this even where the vocabulary is not visible in the graph.
 _LARGEST_INTEGER = 100
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -168,10 +170,7 @@ def _symbol(name: str, axis: int, dim: str | None) -> str:
 
 
 def random_inputs(
-    model: onnx.ModelProto,
-    seeds: Sequence[int],
-    sizes: Mapping[str, int],
-    images: Sequence[tuple[int, int]] = (IMAGE,),
+    model: onnx.ModelProto, seeds: Sequence[int], sizes: Mapping[str, int], *, odd: bool = False
 ) -> list[dict[str, Array]]:
     """One set of inputs a seed: standard normal floats, integers that index what they index, ones for ``*mask*``.
 
@@ -179,8 +178,9 @@ def random_inputs(
         model: the model; the shapes and dtypes are those that it declares.
         seeds: a seed for each set.
         sizes: sizes of symbolic dimensions, by name or, for an unnamed one, as ``input[axis]``. By default the first
-            axis alternates between 1 and 4, images have 3 channels, and all else is 16.
-        images: height and width of images, one set after another.
+            axis alternates between 1 and 4, images and the frames of videos are 224 x 224 with 3 channels, and all
+            else is 16.
+        odd: every second set has images of 207 x 242, and 19 or 23 for what else would be 16.
 
     Raises:
         VerificationError: an input declares no shape, or is no numeric tensor.
@@ -190,32 +190,32 @@ def random_inputs(
     feeds = []
     for index, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
-        batch, image = BATCH_SIZES[index % len(BATCH_SIZES)], images[index % len(images)]
-        known = _symbol_sizes(inputs, batch, image, sizes)
+        known = _symbol_sizes(inputs, BATCH_SIZES[index % len(BATCH_SIZES)], odd and index % 2 == 1, sizes)
         feeds.append(
             {name: _random_array(rng, name, value, known, limits.get(name, 0)) for name, value in inputs.items()}
         )
     return feeds
 
 
-def _symbol_sizes(
-    inputs: Mapping[str, Value], batch: int, image: tuple[int, int], sizes: Mapping[str, int]
-) -> dict[str, int]:
+def _symbol_sizes(inputs: Mapping[str, Value], batch: int, odd: bool, sizes: Mapping[str, int]) -> dict[str, int]:
     known = dict(sizes)
     for name, value in inputs.items():
         for axis, dim in enumerate(value.dims or ()):
             if not isinstance(dim, int):
-                known.setdefault(_symbol(name, axis, dim), _default_size(axis, value.dims or (), batch, image))
+                known.setdefault(_symbol(name, axis, dim), _default_size(axis, value.dims or (), batch, odd))
     return known
 
 
-def _default_size(axis: int, dims: Sequence[object], batch: int, image: tuple[int, int]) -> int:
+def _default_size(axis: int, dims: Sequence[object], batch: int, odd: bool) -> int:
     if axis == 0:
         return batch
-    if len(dims) != 4:
-        return _LENGTH
-    sides = spatial_axes(dims)
-    return image[sides.index(axis)] if axis in sides else _CHANNELS
+    spatial = spatial_axes(dims)
+    sides = spatial[-2:]
+    if axis in sides:
+        return (_ODD_IMAGE if odd else _IMAGE)[sides.index(axis)]
+    if spatial and axis not in spatial:
+        return _CHANNELS
+    return _ODD_LENGTHS[axis % 2] if odd else _LENGTH
 
 
 def _random_array(rng: np.random.Generator, name: str, value: Value, sizes: Mapping[str, int], limit: int) -> Array:

@@ -20,8 +20,6 @@ import onnx
 from swinopt.errors import ModelError, OptionError, VerificationError
 from swinopt.graph import Array, load_model
 from swinopt.session import (
-    IMAGE,
-    ODD_IMAGE,
     Feeds,
     Session,
     given_inputs,
@@ -197,8 +195,10 @@ def compare(
             types may differ (an fp16 model compares with the fp32 model it was made from).
         inputs: one mapping from input name to array, or one such mapping a run. By default fresh random inputs:
             standard normal floats, integers below 100 and within the tables they index, ones for ``*mask*``.
-        runs: number of random inputs; where they are dynamic, the batch alternates between 1 and 4, and the size of
-            images between 224 x 224 and, if a takes that, 207 x 242, which suits no windows (``sizes`` sets another).
+        runs: number of random inputs; where they are dynamic, the batch alternates between 1 and 4, the size of images
+            between 224 x 224 and 207 x 242, and the number of tokens, of a video's frames, and of all else between 16
+            and 19 or 23. The second sizes suit no windows, and are left out if a does not take them (``sizes`` sets
+            others).
         seed: seed of the first run; run i takes ``seed + i``.
         tolerance: ``passed`` holds iff ``max_abs <= tolerance * max(1, max|a|)`` for each output and b has no NaN or
             Inf that a has not.
@@ -252,7 +252,7 @@ class Reference:
         self.seeds: tuple[int, ...] = () if inputs is not None else tuple(range(seed, seed + runs))
         self._interface = interface_of(self.model)
         self.inputs: list[dict[str, Array]] = (
-            random_inputs(self.model, self.seeds, sizes or {}, (IMAGE, ODD_IMAGE))
+            random_inputs(self.model, self.seeds, sizes or {}, odd=True)
             if inputs is None
             else given_inputs(self.model, inputs)
         )
@@ -264,7 +264,7 @@ class Reference:
         except VerificationError:
             if inputs is not None:
                 raise
-            # Many models take images of certain sizes only.
+            # Many models take certain sizes only.
             self.inputs = random_inputs(self.model, self.seeds, sizes or {})
             self.outputs = [session.run(feeds) for feeds in self.inputs]
         self._require_finite_outputs()

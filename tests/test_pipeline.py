@@ -482,6 +482,26 @@ def test_a_pass_is_allowed_what_rounding_does_to_the_model_and_no_mistake() -> N
         assert wrong.status == "rolled back" and wrong.remark is None and wrong.first_divergence
 
 
+@dataclass(frozen=True)
+class MeanOfSixteen(Wrong):
+    """The mean as the sum divided by 16."""
+
+    def run(self, rewriter: Rewriter) -> None:
+        mean = first(rewriter, "ReduceMean")
+        total = rewriter.op("ReduceSum", *mean.inputs, keepdims=0)
+        rewriter.replace(mean.outputs[0], rewriter.op("Div", total, rewriter.constant(16.0, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [("N, T, 3", 1), ("N, 3, T", 2), ("N, 3, T, 8, 8", 2), ("N, T, 8, 8, 3", 1)]
+)
+def test_a_pass_that_is_right_for_one_number_of_tokens_or_frames_is_undone(shape: str, axis: int) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ m = ReduceMean <keepdims = 0> (x, axis)  y = Tanh(m) }}"
+    before = parse(text, axis=np.array([axis]))
+    (report,) = swinopt.optimize(before, passes=MeanOfSixteen(), target="portable").report.passes
+    assert report.status == "rolled back" and report.note and "output 'y' differs by" in report.note
+
+
 def test_a_pass_that_does_harm_after_having_refused_keeps_its_refusals() -> None:
     @dataclass(frozen=True)
     class RefuseThenRaise(Wrong):

@@ -425,6 +425,32 @@ def test_images_with_their_channels_last_are_images() -> None:
     assert [feeds["x"].shape for feeds in Reference(image).inputs] == [(1, 224, 224, 3), (4, 207, 242, 3)]
 
 
+@pytest.mark.parametrize(
+    ("shape", "first", "second"),
+    [
+        (["n", 3, "t", "h", "w"], (1, 3, 16, 224, 224), (4, 3, 19, 207, 242)),
+        (["n", "t", "h", "w", 3], (1, 16, 224, 224, 3), (4, 23, 207, 242, 3)),
+        (["n", "queries", "keys"], (1, 16, 16), (4, 23, 19)),
+        (["n", "tokens", 8], (1, 16, 8), (4, 23, 8)),
+        (["n", 8], (1, 8), (4, 8)),
+        ([2, 8], (2, 8), (2, 8)),
+    ],
+    ids=str,
+)
+def test_all_that_is_open_takes_two_sizes(
+    shape: list[str | int], first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    made = model([helper.make_node("Relu", ["x"], ["y"])], shape=shape)
+    assert [feeds["x"].shape for feeds in Reference(made).inputs] == [first, second]
+
+
+def test_a_model_that_takes_no_odd_number_of_tokens_is_given_others() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    windows = model(nodes, {"s": np.array([-1, 8, 8])}, shape=["n", "tokens", 8], out_shape=["m", 8, 8])
+    assert compare(windows, windows).passed
+    assert [feeds["x"].shape for feeds in Reference(windows).inputs] == [(1, 16, 8), (4, 16, 8)]
+
+
 def test_a_size_that_only_b_knows_is_used_for_both() -> None:
     a = model([helper.make_node("Relu", ["x"], ["y"])], shape=["n", "m"])
     b = model([helper.make_node("Relu", ["x"], ["y"])], shape=[3, 5])
