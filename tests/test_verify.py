@@ -16,10 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from swinopt import graph, session, verify
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, VerificationError
-from swinopt.session import interface_of, neighbours, random_inputs
+from swinopt.session import interface_of, random_inputs
 from swinopt.verify import Reference, compare, measure
-
-pytest.importorskip("onnxruntime")
+from tests.ort import begun_sessions
 
 RNG = np.random.default_rng(7)
 WEIGHT = RNG.standard_normal((8, 8)).astype(np.float32)
@@ -188,19 +187,6 @@ def test_locating_leaves_both_models_as_they_were() -> None:
 # ---------------------------------------------------------------------------------------------------------- reference
 
 
-def begun_sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the sessions are of that are begun from now on."""
-    begun: list[str] = []
-    create = session.Session.__init__
-
-    def counted(self: session.Session, proto: onnx.ModelProto, what: str, **options: Any) -> None:
-        begun.append(what)
-        create(self, proto, what, **options)
-
-    monkeypatch.setattr(session.Session, "__init__", counted)
-    return begun
-
-
 def test_a_reference_is_run_once_and_judges_many(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Reference(chain())
     sessions = begun_sessions(monkeypatch)
@@ -222,121 +208,6 @@ def test_judgement_of_what_does_not_run_is_a_reason() -> None:
     judgement = Reference(chain()).judge(broken)
     assert judgement.max_abs is None
     assert judgement.failure is not None and "NoSuchOp" in judgement.failure
-
-
-# ---------------------------------------------------------------------------------------------------------- rounding
-
-
-def magnifier(before: float = 1.0, behind: float = 1000.0, **options: Any) -> onnx.ModelProto:
-    """x -> Mul -> MatMul -> hidden -> Mul -> Sin -> y, which makes much of a rounding of x if the factors are large."""
-    nodes = [
-        helper.make_node("Mul", ["x", "before"], ["scaled"]),
-        helper.make_node("MatMul", ["scaled", "w"], ["hidden"]),
-        helper.make_node("Mul", ["hidden", "behind"], ["angle"]),
-        helper.make_node("Sin", ["angle"], ["y"]),
-    ]
-    factors = {"before": np.float32(before), "behind": np.float32(behind)}
-    return model(nodes, {"w": WEIGHT, **{name: np.array(value) for name, value in factors.items()}}, **options)
-
-
-def test_noise_is_what_a_rounding_of_the_inputs_does_to_each_output() -> None:
-    magnified = Reference(magnifier()).noise["y"]
-    assert 1e-5 < magnified < 2e-3
-    assert Reference(magnifier(behind=1.0)).noise["y"] == pytest.approx(magnified / 1000, rel=0.9)
-
-
-def test_a_difference_within_the_noise_passes_and_is_remarked() -> None:
-    reference, same = Reference(magnifier()), magnifier(before=1000 / 3, behind=3.0)
-    strict = reference.judge(same, tolerance=1e-5)
-    assert strict.failure is not None and "is allowed" in strict.failure and strict.remark is None
-    judgement = reference.judge(same, tolerance=1e-5, ceiling=1e-2)
-    assert judgement.failure is None and judgement.max_abs == strict.max_abs
-    assert judgement.remark == (
-        f"output 'y' differs by {judgement.max_abs:.3g}, and {2 * reference.noise['y']:.3g} is allowed; "
-        f"one rounding of the inputs moves it by {reference.noise['y']:.3g}"
-    )
-
-
-def test_a_difference_above_the_noise_fails_and_says_what_the_noise_is() -> None:
-    judgement = Reference(magnifier()).judge(magnifier(behind=1000.1), tolerance=1e-5, ceiling=1e-2)
-    assert judgement.remark is None and judgement.first_divergence == "angle"
-    assert judgement.failure is not None and "; one rounding of the inputs moves it by" in judgement.failure
-
-
-def test_noise_never_allows_more_than_the_ceiling() -> None:
-    reference, same = Reference(magnifier()), magnifier(before=1000 / 3, behind=3.0)
-    failure = reference.judge(same, tolerance=1e-7, ceiling=1e-6).failure
-    assert failure is not None and "and 1e-06 is allowed; one rounding" in failure
-
-
-def test_a_model_without_noise_is_judged_by_its_tolerance() -> None:
-    reference = Reference(magnifier(behind=1.0))
-    judgement = reference.judge(magnifier(behind=1.0001), tolerance=1e-5, ceiling=1e-2)
-    assert judgement.failure is not None and judgement.failure.endswith("and 1e-05 is allowed")
-
-
-def test_noise_of_one_output_is_no_excuse_for_another() -> None:
-    def two(by: float) -> onnx.ModelProto:
-        made = magnifier()
-        made.graph.node.append(helper.make_node("Mul", ["x", "by"], ["z"]))
-        made.graph.initializer.append(numpy_helper.from_array(np.array(np.float32(by)), "by"))
-        made.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (2, 8)))
-        return made
-
-    failure = Reference(two(1.0)).judge(two(1.0001), tolerance=1e-5, ceiling=1e-2).failure
-    assert failure is not None and failure.startswith("output 'z' differs by")
-
-
-def test_nan_is_never_noise() -> None:
-    judgement = Reference(magnifier()).judge(magnifier(behind=float("nan")), tolerance=1e-5, ceiling=1e-2)
-    assert judgement.failure is not None and "became NaN" in judgement.failure
-
-
-def test_noise_is_measured_once_and_only_if_the_tolerance_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = Reference(magnifier())
-    sessions = begun_sessions(monkeypatch)
-    assert reference.judge(magnifier(), tolerance=1e-5, ceiling=1e-2).failure is None
-    assert sessions == ["the candidate model"]
-    for _ in range(2):
-        reference.judge(magnifier(before=1000 / 3, behind=3.0), tolerance=1e-5, ceiling=1e-2)
-    assert sorted(sessions) == ["the candidate model"] * 3 + ["the reference model"]
-
-
-def test_a_model_that_does_not_stand_other_inputs_has_no_known_noise() -> None:
-    nodes = [
-        helper.make_node("Cast", ["x"], ["size"], to=TensorProto.INT64),
-        helper.make_node("Expand", ["one", "size"], ["y"]),
-    ]
-    made = model(nodes, {"one": np.ones(1, np.float32)}, shape=[1], out_shape=["n"])
-    assert Reference(made, [{"x": np.array([2.0])}] * 8).noise == {}
-
-
-@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BFLOAT16])
-def test_neighbours_are_one_rounding_away_in_the_type_of_the_model(dtype: int) -> None:
-    narrow = helper.tensor_dtype_to_np_dtype(dtype)
-    made = model([helper.make_node("Identity", ["x"], ["y"])], shape=["n"], dtype=dtype, out=dtype)
-    x = np.random.default_rng(0).standard_normal(1000)
-    (moved,) = (feeds["x"] for feeds in neighbours(made, [{"x": x}]))
-    assert moved.dtype == narrow
-    above, below = (np.nextafter(x.astype(narrow), narrow.type(end)) for end in (np.inf, -np.inf))
-    assert ((moved == above) | (moved == below)).all()
-    assert 0.4 < (moved == above).mean() < 0.6
-
-
-def test_integers_masks_and_what_is_not_finite_have_no_neighbours() -> None:
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
-        helper.make_tensor_value_info("attention_mask", TensorProto.FLOAT, ["n"]),
-        helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
-    ]
-    made = model([helper.make_node("Identity", ["x"], ["y"])], inputs=inputs, shape=["n"])
-    extremes = np.array([np.inf, -np.inf, np.nan], np.float32)
-    largest = np.full(100, np.finfo(np.float32).max)
-    feeds = {"x": np.r_[extremes, largest], "attention_mask": np.ones(2, np.float32), "ids": np.arange(2)}
-    (moved,) = neighbours(made, [feeds])
-    np.testing.assert_array_equal(moved["x"][:3], extremes)
-    assert np.isfinite(moved["x"][3:]).all()
-    assert (moved["attention_mask"] == 1).all() and (moved["ids"] == feeds["ids"]).all()
 
 
 # ------------------------------------------------------------------------------------------------- running the models
