@@ -6,7 +6,9 @@ fault in a model that claims to have fused them.
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import onnx
 
 from swinopt import handover, ops
 from swinopt.errors import MissingDependencyError, OptionError, VerificationError, first_line
-from swinopt.graph import PROTOBUF_LIMIT, Array, load_model, save, serialised, spatial_axes
+from swinopt.graph import PROTOBUF_LIMIT, Array, epsilon_of, load_model, save, serialised, spatial_axes
 
 Feeds: TypeAlias = Mapping[str, Array]
 
@@ -237,27 +239,41 @@ def _is_mask(name: str) -> bool:
 
 
 def neighbours(model: onnx.ModelProto, inputs: Sequence[Feeds]) -> list[dict[str, Array]]:
-    """The inputs with each float replaced by the one above or below it, at random, in the type that the model declares.
+    """The inputs with each float replaced by the one above or below it, at random.
 
-    Integers, masks and what is not finite stay what they are.
+    Above and below in the type that the model declares, or in that of most of its weights if that is narrower: a model
+    in half precision whose inputs and outputs stayed float32 rounds its inputs itself. Integers, masks and what is not
+    finite stay what they are.
     """
     rng = np.random.default_rng(0)
-    dtypes = {name: value.dtype for name, value in interface_of(model).inputs.items() if not _is_mask(name)}
+    weights = _type_of_most_weights(model.graph)
+    types = {
+        name: (value.dtype, weights or value.dtype)
+        for name, value in interface_of(model).inputs.items()
+        if _is_float(value.dtype) and not _is_mask(name)
+    }
     return [
-        {
-            name: _neighbour(rng, array, dtypes[name]) if _is_float(dtypes.get(name, 0)) else array
-            for name, array in feeds.items()
-        }
+        {name: _neighbour(rng, array, *types[name]) if name in types else array for name, array in feeds.items()}
         for feeds in inputs
     ]
 
 
-def _neighbour(rng: np.random.Generator, array: Array, dtype: int) -> Array:
-    array = array.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
-    towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
+def _neighbour(rng: np.random.Generator, array: Array, *types: int) -> Array:
+    declared, weights = (onnx.helper.tensor_dtype_to_np_dtype(dtype) for dtype in types)
+    array = array.astype(declared)
     with np.errstate(over="ignore"):
-        moved = np.nextafter(array, towards)
-    return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
+        rounded = array.astype(max(declared, weights, key=epsilon_of))
+        towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(rounded.dtype)
+        moved = np.nextafter(rounded, towards)
+    return np.where(np.isfinite(rounded) & np.isfinite(moved), moved.astype(declared), array)
+
+
+def _type_of_most_weights(graph: onnx.GraphProto) -> int | None:
+    sizes = Counter[int]()
+    for tensor in graph.initializer:
+        if _is_float(tensor.data_type):
+            sizes[tensor.data_type] += math.prod(tensor.dims)
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _numpy_dtype(name: str, dtype: int) -> np.dtype[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -102,6 +104,44 @@ def test_neighbours_are_one_rounding_away_in_the_type_of_the_model(dtype: str) -
     above, below = (np.nextafter(x.astype(narrow), narrow.type(end)) for end in (np.inf, -np.inf))
     assert ((moved == above) | (moved == below)).all()
     assert 0.4 < (moved == above).mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "expected"),
+    [
+        ("float", {"float16": 8, "float": 2}, np.float16),
+        ("float", {"float16": 2, "float": 8}, np.float32),
+        ("float16", {"float": 8}, np.float16),
+        ("double", {"float": 8, "int64": 99}, np.float32),
+    ],
+    ids=str,
+)
+def test_neighbours_are_one_rounding_away_in_the_type_of_most_weights_if_that_is_narrower(
+    dtype: str, weights: dict[str, int], expected: type[np.floating[Any]]
+) -> None:
+    made = parse(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = Identity(x) }}")
+    sizes = {getattr(TensorProto, name.upper()): size for name, size in weights.items()}
+    made.graph.initializer.extend(helper.make_tensor(str(t), t, [size], [0] * size) for t, size in sizes.items())
+    x = np.array([1.001, -3.0, 6e4])
+    (moved,) = (feeds["x"] for feeds in neighbours(made, [{"x": x}]))
+    assert moved.dtype == helper.tensor_dtype_to_np_dtype(getattr(TensorProto, dtype.upper()))
+    np.testing.assert_array_equal(np.abs(moved - x.astype(expected)), np.spacing(np.abs(x).astype(expected)))
+
+
+def test_what_the_type_of_the_weights_cannot_hold_has_no_neighbours() -> None:
+    made = parse("g (float[n] x) => (float[n] y) { y = Identity(x) }", w=np.ones(8, np.float16))
+    (moved,) = neighbours(made, [{"x": np.full(20, 1e6)}])
+    assert (moved["x"] == 1e6).all()
+
+
+def test_a_model_in_half_precision_has_the_noise_of_half_precision() -> None:
+    text = """g ({0}[2, 8] x) => ({0}[2, 8] y) {{
+        h = Cast <to = 10> (x)  p = MatMul(h, w)  s = Sin(p)  y = Cast <to = {1}> (s)
+    }}"""
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, 8)).astype(np.float16)}
+    weight = WEIGHT.astype(np.float16)
+    half, single = (parse(text.format(*dtype), w=weight) for dtype in (("float16", 10), ("float", 1)))
+    assert Reference(single, inputs).noise["y"] == pytest.approx(Reference(half, inputs).noise["y"], rel=0.1)
 
 
 def test_integers_masks_and_what_is_not_finite_have_no_neighbours() -> None:
