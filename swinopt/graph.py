@@ -37,7 +37,7 @@ Tensor: TypeAlias = gs.Variable | gs.Constant
 PROTOBUF_LIMIT = 2**31 - 2**20
 #: Models of this opset or newer are taken as they are, if they cannot be brought up to the one that is wanted.
 OLDEST_OPSET = 13
-# A last axis of so many is taken for the channels of an image: one of 8 or more may be a feature map's width.
+# An axis of so many is taken for the channels of an image: one of 8 or more may be a feature map's width.
 _MOST_CHANNELS = 4
 _STANDARD_DOMAINS = ("", "ai.onnx", None)
 
@@ -339,13 +339,25 @@ def literal(tensor: Tensor | None) -> Array | None:
 def spatial_axes(shape: Sequence[object]) -> tuple[int, ...]:
     """The axes of height and width, and of frames before them, of images or videos; none of what is neither.
 
-    They come last, or, where a few channels follow an open size, before these: [N, H, W, 3].
+    They are all but the first axis and that of the channels, which is the second as long as nothing speaks against it.
+    What is open is no number of channels: then these are last, as in [N, H, W, 3] (more than a few only behind sizes
+    that are all open), or follow the frames, as in [N, T, 3, H, W].
     """
     if len(shape) not in (4, 5):
         return ()
-    channels = shape[-1]
-    is_last = isinstance(channels, int) and 0 < channels <= _MOST_CHANNELS and not isinstance(shape[1], int)
-    return tuple(range(1, len(shape) - 1)) if is_last else tuple(range(2, len(shape)))
+    channels = _channel_axis(shape)
+    return tuple(axis for axis in range(1, len(shape)) if axis != channels)
+
+
+def _channel_axis(shape: Sequence[object]) -> int:
+    known = [size if isinstance(size, int) and size > 0 else None for size in shape]
+    last, few = known[-1], range(1, _MOST_CHANNELS + 1)
+    if known[1] is None:
+        if last in few or (last is not None and not any(known[1:-1])):
+            return len(shape) - 1
+        if len(shape) == 5 and known[2] in few:
+            return 2
+    return 1
 
 
 def size_of(constant: gs.Constant) -> int:
