@@ -38,6 +38,8 @@ TOLERANCE = 1e-4
 _RELATIVE_FLOOR = 1e-3
 # How many roundings may lie between two models that compute the same: the reference's own and the candidate's.
 # Of what correct passes change in published Swins a factor of 2 covers 99 %; with 3, mistakes in a bias begin to pass.
+# Noise is one number an output, the largest: by element or token, one perturbed run misjudges it by factors of 8 and
+# more. By channel or image, a factor that no correct pass exceeds would find a fourth of the mistakes that are missed.
 _ROUNDINGS = 2
 # Tensors fetched in one run while locating a divergence: bounds the memory that both models' intermediates take.
 _LOCATE_CHUNK = 64
