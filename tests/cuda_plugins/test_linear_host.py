@@ -146,6 +146,11 @@ def test_a_row_major_product_is_asked_for_as_its_transpose(facts: Facts) -> None
     assert sizes == [outputs, inputs, outputs, inputs, rows, inputs, outputs, rows, outputs]
 
 
+def test_others_on_the_gpu_do_not_change_what_is_fastest(probe: Callable[..., Facts]) -> None:
+    found = probe(130000, FAKE_ALONE="4")
+    assert [found[f"tuned {what}"] for what in ("algorithm", "tile", "cluster", "option")] == [3, 7, 3, 2]
+
+
 def test_the_first_proposal_stays_where_it_is_as_fast(probe: Callable[..., Facts]) -> None:
     as_proposed = {"FAKE_TILE": "1", "FAKE_CLUSTER": "0", "FAKE_OPTION": "0"}
     assert probe(130000, FAKE_BEST="0", **as_proposed)["tuned"] == 0
