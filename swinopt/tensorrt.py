@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def build(
             is converted. Inputs and outputs keep the types that the model declares.
         profiles: for a model with dynamic inputs ``{input: (smallest, usual, largest shape)}``, or several of these.
             By default a dynamic batch goes from 1 to 32 and is tuned for 8; other dynamic sizes need a profile.
-        timing_cache: a file that remembers measurements of kernels: read if it is there, and written back. TensorRT-RTX
+        timing_cache: a file that remembers measurements of kernels: read if it is there, and added to. TensorRT-RTX
             measures nothing and leaves it alone.
         plugins: ``"on"`` makes a plugin layer of every swinopt op, ``"off"`` spells all of them out in standard ones.
             Where swinopt's C++ library and cuBLASLt are there, the linears of a model with such ops are plugins, too:
@@ -340,7 +340,13 @@ class _Build:
             self.notes.append(f"{path} is of another TensorRT or GPU, and was replaced")
             self._take_timings(b"")
         yield
-        write_whole(path, bytes(self.config.get_timing_cache().serialize()))
+        timings = self.config.get_timing_cache()
+        # Another build may have written its own in the meantime.
+        with suppress(OSError):
+            others = self.config.create_timing_cache(path.read_bytes())
+            if others is not None:
+                timings.combine(others, False)
+        write_whole(path, bytes(timings.serialize()))
 
     def _take_timings(self, known: bytes) -> bool:
         cache = self.config.create_timing_cache(known)

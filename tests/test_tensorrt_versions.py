@@ -55,8 +55,7 @@ class Config:
         return 0
 
     def create_timing_cache(self, data: bytes) -> Any:
-        kept = b"" if data.startswith(b"unreadable") else data
-        return SimpleNamespace(data=data, serialize=lambda: kept + b"+measured")
+        return None if data.startswith(b"nothing") else TimingCache(data)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         if cache.data.startswith(b"foreign"):
@@ -66,6 +65,22 @@ class Config:
 
     def get_timing_cache(self) -> Any:
         return self.cache
+
+
+class TimingCache:
+    """Names of what was measured; what "foreign" was is of another GPU."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.kept = set(data.split()) - {b"unreadable", b"foreign"}
+
+    def combine(self, other: TimingCache, ignore_mismatch: bool) -> bool:
+        is_taken = ignore_mismatch or not other.data.startswith(b"foreign")
+        self.kept |= other.kept if is_taken else set()
+        return is_taken
+
+    def serialize(self) -> bytes:
+        return b" ".join(sorted({*self.kept, b"measured"}))
 
 
 class TensorRT:
@@ -206,17 +221,44 @@ def test_profiles_and_workspace_are_passed_on(use: Any) -> None:
     assert trt.config.limits == {"workspace": 64 << 20}
 
 
-def test_a_timing_cache_is_read_and_written_back(use: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [b"", b"known"])
+def test_a_timing_cache_is_read_and_added_to(use: Any, before: bytes, tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
-    for expected in (b"+measured", b"+measured+measured"):
-        use("10.9.0")
-        assert not tensorrt.build(model(), timing_cache=path).notes
-        assert path.read_bytes() == expected
-    for other in (b"foreign", b"unreadable"):
-        path.write_bytes(other)
-        use("10.9.0")
-        assert "another TensorRT or GPU, and was replaced" in tensorrt.build(model(), timing_cache=path).notes[0]
-        assert path.read_bytes() == b"+measured"
+    if before:
+        path.write_bytes(before)
+    use("10.9.0")
+    assert not tensorrt.build(model(), timing_cache=path).notes
+    assert path.read_bytes().split() == [*before.split(), b"measured"]
+
+
+@pytest.mark.parametrize("other", [b"foreign others", b"unreadable", b"nothing"])
+def test_a_timing_cache_of_elsewhere_is_replaced(use: Any, other: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(other)
+    use("10.9.0")
+    assert "another TensorRT or GPU, and was replaced" in tensorrt.build(model(), timing_cache=path).notes[0]
+    assert path.read_bytes() == b"measured"
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [(b"others", b"known measured others"), (b"foreign", b"known measured"), (None, b"known measured")],
+)
+def test_builds_at_the_same_time_keep_what_each_has_measured(
+    use: Any, others: bytes | None, expected: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"known")
+
+    def write_others(step: str, *_: int) -> None:
+        if step == "building" and others is not None:
+            path.write_bytes(others)
+        elif step == "building":
+            path.unlink()
+
+    use("8.6.0")
+    tensorrt.build(model(), timing_cache=path, progress=write_others)
+    assert path.read_bytes() == expected
 
 
 @pytest.mark.parametrize("place", [".", "no/such/folder/timing.cache"])
