@@ -9,8 +9,7 @@ everything is exact. Values that hang on a dynamic size are tracked element by e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from swinopt import ops
 from swinopt.errors import ModelError
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
-from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of, spatial_axes
+from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
+from swinopt.sizes import default_sizes, is_size, symbol_of
 
 Shape = tuple[int, ...]
 
@@ -45,21 +45,6 @@ _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Floor", "Ceil"
 _ELEMENTWISE |= {"LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "Max", "Min"}
 # Their results' elements hang on all that goes in, and how many there are on its shape alone.
 _REDUCTIONS = {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean"}
-
-# (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
-# another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
-# leave different remainders. Spatial sizes do so at first, and padding shows for every window; where a model does not
-# pad they have to suit it: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
-# sizes is the number of frames.
-_SIZES = ((2, 5), (3, 10), (11, 24), (17, 36), (23, 42), (31, 48))
-_SPATIAL_SIZES = (
-    ((196, 569), (154, 677), (263, 636)),
-    ((224, 580), (160, 612), (192, 708)),
-    ((224, 576), (160, 640), (192, 704)),
-    ((224, 448), (672, 224), (448, 896)),
-    ((256, 512), (768, 256), (512, 1024)),
-)
-_SHORT_SPATIAL_SIZES = (8, 22)
 
 
 class Facts:
@@ -214,7 +199,7 @@ class Facts:
             self._shapes[tensor.name] = None
             return
         self._shapes[tensor.name] = [
-            tuple(sizes[_symbol(tensor, i)] if not _is_size(d) else d for i, d in enumerate(tensor.shape))
+            tuple(sizes[symbol_of(tensor, i)] if not is_size(d) else d for i, d in enumerate(tensor.shape))
             for sizes in self.sizes
         ]
 
@@ -430,7 +415,7 @@ class Facts:
         """Falls back on what the model itself says of the tensor, where that is concrete."""
         self._dtypes[tensor.name] = _declared_dtype(tensor)
         shape = tensor.shape
-        concrete = shape is not None and all(_is_size(d) for d in shape)
+        concrete = shape is not None and all(is_size(d) for d in shape)
         self._shapes[tensor.name] = [tuple(shape)] * len(self.sizes) if concrete else None
 
     # ------------------------------------------------------------------------------------------ values on demand
@@ -460,31 +445,6 @@ class Facts:
             return
         for tensor, value in zip(node.outputs, outputs, strict=False):
             values[tensor.name] = value
-
-
-def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
-    """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
-    inputs = list(inputs)
-    choices = [_samples(inputs, spatial) for spatial in _SPATIAL_SIZES]
-    return choices[:1] if choices[0] == choices[1] else choices
-
-
-def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, int]]) -> list[Mapping[str, int]]:
-    symbols: dict[str, tuple[int, int]] = {}
-    plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
-    for tensor in inputs:
-        sides = spatial_axes(tensor.shape or ())
-        for axis, size in enumerate(tensor.shape or ()):
-            symbol = _symbol(tensor, axis)
-            if _is_size(size) or symbol in symbols:
-                continue
-            if axis not in sides:
-                symbols[symbol] = next(plain)
-            else:
-                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in sides[:-2] else next(spatial)
-    if not symbols:
-        return [{}]
-    return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
 
 
 def _only_bounds_slices(tensor: gs.Variable) -> bool:
@@ -533,15 +493,6 @@ def _concrete(types: Sequence[onnx.TypeProto | None]) -> list[tuple[int, Shape]]
 
 def _with_shapes(dtype: int | None) -> int | None:
     return onnx.TensorProto.FLOAT16 if dtype == _BFLOAT16 else dtype
-
-
-def _is_size(dim: object) -> bool:
-    return isinstance(dim, (int, np.integer)) and int(dim) >= 0
-
-
-def _symbol(tensor: gs.Variable, axis: int) -> str:
-    dim = tensor.shape[axis]
-    return dim if isinstance(dim, str) and dim else f"{tensor.name}[{axis}]"
 
 
 def _declared_dtype(tensor: gs.Variable) -> int | None:

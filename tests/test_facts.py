@@ -15,8 +15,9 @@ from onnx import helper
 from swinopt import graph as graphs
 from swinopt import ops
 from swinopt.errors import ModelError
-from swinopt.facts import Facts, default_sizes
+from swinopt.facts import Facts
 from swinopt.graph import Tensor
+from swinopt.sizes import default_sizes
 from swinopt.testing import parse
 from tests.graphs import Builder, swin_attention
 

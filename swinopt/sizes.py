@@ -1,0 +1,62 @@
+"""Which sizes a model is looked at with, where they are open: those of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import cycle
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from swinopt.graph import spatial_axes
+
+# (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
+# another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
+# leave different remainders. Spatial sizes do so at first, and padding shows for every window; where a model does not
+# pad they have to suit it: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
+# sizes is the number of frames.
+_SIZES = ((2, 5), (3, 10), (11, 24), (17, 36), (23, 42), (31, 48))
+_SPATIAL_SIZES = (
+    ((196, 569), (154, 677), (263, 636)),
+    ((224, 580), (160, 612), (192, 708)),
+    ((224, 576), (160, 640), (192, 704)),
+    ((224, 448), (672, 224), (448, 896)),
+    ((256, 512), (768, 256), (512, 1024)),
+)
+_SHORT_SPATIAL_SIZES = (8, 22)
+
+
+def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
+    """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
+    inputs = list(inputs)
+    choices = [_samples(inputs, spatial) for spatial in _SPATIAL_SIZES]
+    return choices[:1] if choices[0] == choices[1] else choices
+
+
+def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, int]]) -> list[Mapping[str, int]]:
+    symbols: dict[str, tuple[int, int]] = {}
+    plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
+    for tensor in inputs:
+        sides = spatial_axes(tensor.shape or ())
+        for axis, size in enumerate(tensor.shape or ()):
+            symbol = symbol_of(tensor, axis)
+            if is_size(size) or symbol in symbols:
+                continue
+            if axis not in sides:
+                symbols[symbol] = next(plain)
+            else:
+                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in sides[:-2] else next(spatial)
+    if not symbols:
+        return [{}]
+    return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
+
+
+def is_size(dim: object) -> bool:
+    """Whether a dimension is a number, and not open."""
+    return isinstance(dim, (int, np.integer)) and int(dim) >= 0
+
+
+def symbol_of(tensor: gs.Variable, axis: int) -> str:
+    """What the open size of an input's axis goes by: its own name, or one made up for this axis alone."""
+    dim = tensor.shape[axis]
+    return dim if isinstance(dim, str) and dim else f"{tensor.name}[{axis}]"
