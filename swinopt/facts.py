@@ -4,7 +4,9 @@ A model with dynamic sizes is looked at through **samples**: every symbolic inpu
 two different ones in two samples, and shapes and shape arithmetic are computed for each. A size that differs between
 the samples depends on the input; what stays the same, stays the same. For a static model there is one sample, and
 everything is exact. Values that hang on a dynamic size are tracked element by element, so that a comparison such as
-``batch == 1`` is never mistaken for a constant because it came out alike in both samples.
+``batch == 1`` is never mistaken for a constant because it came out alike in both samples. What hangs on a comparison
+that may come out otherwise for other sizes (:mod:`swinopt.comparisons`) is not known at all; other sizes are those from
+the smallest on (:mod:`swinopt.sizes`).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from onnx import shape_inference
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
 from swinopt import ops
+from swinopt.comparisons import COMPARING, Cut, is_arithmetic_settled
 from swinopt.errors import ModelError
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
-from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
-from swinopt.sizes import default_sizes, is_size, symbol_of
+from swinopt.graph import Array, Tensor, is_standard, literal, made_by, producer, size_of
+from swinopt.sizes import default_sizes, is_size, smallest_sizes, symbol_of
 
 Shape = tuple[int, ...]
 
@@ -35,8 +38,6 @@ _BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
 
 # How the bounds of a roll's two slices are made of its shift.
 _BOUND_ARITHMETIC = {"Sub", "Neg", "Unsqueeze", "Squeeze", "Reshape", "Concat", "Cast"}
-# What a Slice that goes to the end of an axis is written with, at least.
-_TO_THE_END = 2**31 - 1
 
 # Ops that only carry elements from one place to another: what their outputs depend on can be told element by element.
 _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
@@ -54,11 +55,19 @@ class Facts:
         graph: the graph.
         sizes: a concrete number for each symbolic size, one mapping a sample, e.g. ``[{"batch": 2}, {"batch": 5}]``.
             By default they are chosen.
+        choices: several of these instead, of which the first is taken that the model takes.
     """
 
-    def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        sizes: Sequence[Mapping[str, int]] | None = None,
+        *,
+        choices: Sequence[list[Mapping[str, int]]] = (),
+    ) -> None:
         self.graph = graph
-        choices = [list(sizes)] if sizes else default_sizes(graph.inputs)
+        self._smallest: Facts | None = None
+        choices = [list(sizes)] if sizes else choices or default_sizes(graph.inputs)
         unknown, misfits = list[int](), list[ModelError | None]()
         for choice in choices:
             self._sweep(choice)
@@ -68,8 +77,9 @@ class Facts:
                 return
         if misfits[0] is not None and None not in misfits:
             raise misfits[0]
-        if min(unknown) < unknown[-1]:
-            self._sweep(choices[unknown.index(min(unknown))])
+        best = unknown.index(min(unknown))
+        if best < len(choices) - 1:
+            self._sweep(choices[best])
 
     def _sweep(self, sizes: list[Mapping[str, int]]) -> None:
         """Learns everything anew, with these sizes in the samples."""
@@ -79,6 +89,7 @@ class Facts:
         self._shapes: dict[str, list[Shape] | None] = {}
         self._values: dict[str, list[Array]] = {}
         self._depends: dict[str, Array] = {}
+        self._unsettled: set[str] = set()
         self._constants: dict[int, dict[str, Array | None]] = {}
         for tensor in self.graph.inputs:
             self._learn_input(tensor)
@@ -150,6 +161,8 @@ class Facts:
             return literal(tensor)
         values: dict[str, Array | None] = {}
         for node in _computed_by(tensor):
+            if any(t.name in self._unsettled for t in node.outputs):
+                return None
             small = all(t.name in self._values for t in node.outputs)
             # Shape arithmetic may be alike in the samples on its way; what leaves it has to be shown by them.
             if not small and not all(self.is_shown_by_samples(t) for t in node.inputs):
@@ -165,8 +178,11 @@ class Facts:
         """Whether the samples tell how a tensor of shape arithmetic depends on the input.
 
         False where it depends, and is the same in all samples all the same: a padding of ``-H % 8``, which is 0 for
-        both heights that were looked at, says nothing of other heights.
+        both heights that were looked at, says nothing of other heights. False, too, where it hangs on a comparison that
+        may come out otherwise for other sizes (:mod:`swinopt.comparisons`).
         """
+        if tensor.name in self._unsettled:
+            return False
         depends = self._depends.get(tensor.name)
         if isinstance(tensor, gs.Constant) or depends is None or not depends.any():
             return True
@@ -225,9 +241,110 @@ class Facts:
 
     def _visit(self, node: gs.Node) -> None:
         """Learns all that can be told of the node's outputs."""
-        if not (self._visit_value(node) or self._visit_type(node)):
+        settled = self._is_settled(node)
+        if not settled:
+            self._unsettled.update(t.name for t in node.outputs if not t.is_empty())
+        if settled and self._visit_value(node):
+            return
+        has_shape = settled or node.op not in ("Slice", "Range")  # whose comparisons make sizes, and no elements
+        if not (has_shape and self._visit_type(node)):
             for tensor in node.outputs:
                 self._learn_declared(tensor)
+
+    def _is_settled(self, node: gs.Node) -> bool:
+        """Whether all that the node's outputs hang on comes out for other sizes as it does in the samples."""
+        if len(self.sizes) == 1 or not is_standard(node) or node.op in ("Shape", "Size"):
+            return True
+        if any(t.name in self._unsettled for t in node.inputs):
+            return False
+        if node.op == "Slice":
+            return self._is_slice_settled(node)
+        if node.op == "Mod" and self._is_small_remainder(node):
+            return True
+        if node.op not in COMPARING or not any(self._is_open(t) for t in node.inputs):
+            return True
+        if not all(self._is_small(t) for t in node.inputs):
+            return True  # no arithmetic of sizes
+        inputs = [None if t.is_empty() else self._values_everywhere(t) for t in node.inputs]
+        known = all(values is not None or t.is_empty() for values, t in zip(inputs, node.inputs, strict=True))
+        return known and is_arithmetic_settled(node, inputs)
+
+    def _is_slice_settled(self, node: gs.Node) -> bool:
+        data, *bounds = node.inputs
+        shapes = self.shapes(data)
+        if isinstance(data, gs.Constant):
+            return True  # a table of positions, of which a model takes no more than it has
+        if shapes is None or any(self._input_value(t, 0) is None for t in bounds if not t.is_empty()):
+            return True  # nothing will be said of it anyway
+        if len(set(shapes)) == 1 and not any(self._is_open(t) for t in node.inputs):
+            return True
+        cuts = self._cuts(node)
+        return cuts is not None and (all(cut.is_settled() for cut in cuts.values()) or self._is_of_roll(node, cuts))
+
+    def _cuts(self, node: gs.Node) -> dict[int, Cut] | None:
+        """What a Slice does to its axes; None if that is not known."""
+        shapes, least = self.shapes(node.inputs[0]), self._least.shape(node.inputs[0])
+        numbers = [self._values_everywhere(t) for t in node.inputs[1:] if not t.is_empty()]
+        known = [[value.reshape(-1) for value in values] for values in numbers if values is not None]
+        if shapes is None or least is None or len(known) < len(numbers):
+            return None
+        starts, ends, *rest = known
+        axes = rest[0][0] if rest else np.arange(starts[0].size)
+        steps = rest[1][0] if len(rest) > 1 else np.ones_like(axes)
+        everywhere, rank = [*shapes, least], len(least)
+        # A model that is not valid is for others to complain of.
+        if any(len(shape) != rank for shape in everywhere) or any(
+            v.size != axes.size for values in known for v in values
+        ):
+            return None
+        if not steps.all() or not all(-rank <= axis < rank for axis in axes):
+            return None
+        return {
+            int(axis) % rank: Cut(
+                [shape[axis] for shape in everywhere],
+                [int(start[i]) for start in starts],
+                [int(end[i]) for end in ends],
+                int(step),
+            )
+            for i, (axis, step) in enumerate(zip(axes, steps, strict=True))
+        }
+
+    def _is_of_roll(self, node: gs.Node, cuts: Mapping[int, Cut]) -> bool:
+        """Whether a Slice is one of two that part a tensor, which a Concat then joins in one order or the other.
+
+        That a map has as much as it is rolled by is taken for granted, though the last one of a small image has not:
+        of 64 pixels a side it has 2 tokens, and the shift is 3. Such slices leave it as it is; PyTorch rolls it by 1.
+        """
+        other = _other_part(node)
+        rest = None if other is None else self._cuts(other)
+        if other is None or rest is None or len(cuts) != 1 or list(cuts) != list(rest):
+            return False
+        ((axis, cut),) = cuts.items()
+        is_joined_there = node.outputs[0].outputs[0].attrs["axis"] % len(self.shape(node.inputs[0]) or ()) == axis
+        is_output = any(t is part.outputs[0] for t in self.graph.outputs for part in (node, other))
+        return is_joined_there and not is_output and cut.is_rest_of(rest[axis])
+
+    def _is_open(self, tensor: Tensor) -> bool:
+        """Whether the value of shape arithmetic hangs on a size of the input."""
+        depends = self._depends.get(tensor.name)
+        return depends is not None and bool(depends.any())
+
+    def _values_everywhere(self, tensor: Tensor) -> list[Array] | None:
+        """The value in each sample, and for the smallest sizes."""
+        least = self._least.value(tensor)
+        values = [self.value(tensor, sample) for sample in self.samples]
+        known = [value for value in (*values, least) if value is not None]
+        return known if len(known) > len(values) else None
+
+    @property
+    def _least(self) -> Facts:
+        """What is known of the graph for the smallest sizes, looked at when it is first asked for."""
+        if self._smallest is None:
+            try:
+                self._smallest = Facts(self.graph, choices=smallest_sizes(self.graph.inputs))
+            except ModelError:
+                self._smallest = self  # the model takes none of them
+        return self._smallest
 
     def _visit_value(self, node: gs.Node) -> bool:
         if node.op in ("Shape", "Size") and is_standard(node):
@@ -245,7 +362,7 @@ class Facts:
                 return False
         if any(value.size > SMALL for outputs in results for value in outputs):
             return False
-        depends = self._dependence(node, results[0])
+        depends = self._dependence(node, results)
         for index, tensor in enumerate(node.outputs):
             self._learn_value(tensor, [outputs[index] for outputs in results], depends)
         return True
@@ -278,17 +395,19 @@ class Facts:
         self._dtypes[tensor.name] = int(dtype_to_onnx(values[0].dtype))
         self._depends[tensor.name] = depends if len({value.shape for value in values}) == 1 else np.array(True)
 
-    def _dependence(self, node: gs.Node, outputs: list[Array]) -> Array:
+    def _dependence(self, node: gs.Node, results: list[list[Array]]) -> Array:
         """Which elements of the node's first output hang on a dynamic size.
 
         A scalar answer counts for all of them, and for how many there are.
         """
+        outputs = results[0]
         flags = [self._depends.get(t.name, np.array(False)) for t in node.inputs]
         if not any(flag.any() for flag in flags):
             return np.array(False)
         all_depend = np.array(True)
         if any(self._is_of_unknown_length(tensor) for tensor in node.inputs):
-            is_cut = node.op == "Slice" and self._is_of_fixed_length(node, outputs[0])
+            # Settled, so that what it leaves in all samples it leaves for all sizes.
+            is_cut = node.op == "Slice" and len({parts[0].shape for parts in results}) == 1
             return np.broadcast_to(all_depend, outputs[0].shape) if is_cut else all_depend
         if node.op == "Mod" and self._is_small_remainder(node):
             return flags[0]
@@ -317,30 +436,12 @@ class Facts:
         flag = self._depends.get(tensor.name)
         return flag is not None and flag.ndim == 0 and bool(flag) and self.shape(tensor) != ()
 
-    def _is_of_fixed_length(self, node: gs.Node, part: Array) -> bool:
-        """Whether a slice of a vector has as many elements as its bounds say, counted from one end of the vector.
-
-        Masks are written by such slices of a range: ``[-4:-2]``, ``[-2:]``, and ``[-4:0]``, which is always empty. A
-        vector that is shorter than the bounds would be a map smaller than a window.
-        """
-        bounds = [bound for tensor in node.inputs[1:] if (bound := literal(tensor)) is not None]
-        if part.ndim != 1 or len(bounds) < max(2, len(node.inputs) - 1):
-            return False
-        (start,), (end,), *_ = bounds
-        if len(bounds) == 4 and bounds[3] != 1:
-            return False
-        if start < 0 and end >= _TO_THE_END:
-            end = 0
-        elif (start < 0) != (end < 0):
-            return bool(start < 0 and end == 0)
-        return bool(part.size == max(0, end - start))
-
     def _is_small_remainder(self, node: gs.Node) -> bool:
         """``a mod b`` with ``0 <= a < b`` is a: the shift of a roll, which dynamo exports modulo the map's size.
 
         Where b is no larger than a the remainder is another number, but rolling by it is rolling by a.
         """
-        if not _only_bounds_slices(node.outputs[0]):
+        if not _only_bounds_rolls(node.outputs[0]):
             return False
         pairs = [[self._input_value(t, sample) for t in node.inputs] for sample in self.samples]
         return all(a is not None and b is not None and bool(((a >= 0) & (a < b)).all()) for a, b in pairs)
@@ -447,14 +548,26 @@ class Facts:
             values[tensor.name] = value
 
 
-def _only_bounds_slices(tensor: gs.Variable) -> bool:
-    """Whether all that is made of a number are bounds of slices, as of the two that a roll consists of."""
+def _only_bounds_rolls(tensor: gs.Variable) -> bool:
+    """Whether all that is made of a number are bounds of the slices that rolls consist of."""
     return bool(tensor.outputs) and all(
-        reader.inputs[0] is not tensor
+        reader.inputs[0] is not tensor and _other_part(reader) is not None
         if reader.op == "Slice"
-        else reader.op in _BOUND_ARITHMETIC and _only_bounds_slices(reader.outputs[0])
+        else reader.op in _BOUND_ARITHMETIC and _only_bounds_rolls(reader.outputs[0])
         for reader in tensor.outputs
     )
+
+
+def _other_part(node: gs.Node) -> gs.Node | None:
+    """The Slice that takes another part of the same tensor, where a Concat alone reads the two, and joins them."""
+    (part,) = node.outputs
+    joint = part.outputs[0] if len(part.outputs) == 1 else None
+    if joint is None or joint.op != "Concat" or not is_standard(joint) or len(joint.inputs) != 2:
+        return None
+    (other,) = [made_by(t, "Slice") for t in joint.inputs if t is not part] or [None]
+    if other is None or other.inputs[0] is not node.inputs[0] or len(other.outputs[0].outputs) != 1:
+        return None
+    return other
 
 
 def _computed_by(tensor: gs.Variable) -> list[gs.Node]:

@@ -1,4 +1,4 @@
-"""Which sizes a model is looked at with, where they are open: those of its samples."""
+"""Which sizes a model is looked at with, where they are open: those of its samples, and the smallest that it takes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ _SPATIAL_SIZES = (
 )
 _SHORT_SPATIAL_SIZES = (8, 22)
 
+#: The smallest image, in pixels a side, that a model of open height and width is taken to be for: one token of the last
+#: of the usual four stages. What is known of such a model holds from here on, for videos of 8 frames or more; whatever
+#: else is open may be 1.
+SMALLEST_IMAGE = 32
+
 
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
     """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
@@ -33,9 +38,24 @@ def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]
     return choices[:1] if choices[0] == choices[1] else choices
 
 
-def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, int]]) -> list[Mapping[str, int]]:
-    symbols: dict[str, tuple[int, int]] = {}
-    plain, spatial = cycle(_SIZES), cycle(spatial_sizes)
+def smallest_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
+    """Choices of one sample of the smallest sizes: batches of one, and images of :data:`SMALLEST_IMAGE`.
+
+    The images of the further choices are for models that take none so small.
+    """
+    inputs = list(inputs)
+    sides = (SMALLEST_IMAGE, *(min(map(min, sizes)) for sizes in _SPATIAL_SIZES[-2:]))
+    return [_samples(inputs, [(side,)], [(1,)], _SHORT_SPATIAL_SIZES[:1]) for side in sides]
+
+
+def _samples(
+    inputs: Iterable[gs.Variable],
+    spatial_sizes: Iterable[tuple[int, ...]],
+    plain_sizes: Iterable[tuple[int, ...]] = _SIZES,
+    short_sizes: tuple[int, ...] = _SHORT_SPATIAL_SIZES,
+) -> list[Mapping[str, int]]:
+    symbols: dict[str, tuple[int, ...]] = {}
+    plain, spatial = cycle(plain_sizes), cycle(spatial_sizes)
     for tensor in inputs:
         sides = spatial_axes(tensor.shape or ())
         for axis, size in enumerate(tensor.shape or ()):
@@ -45,10 +65,8 @@ def _samples(inputs: Iterable[gs.Variable], spatial_sizes: Iterable[tuple[int, i
             if axis not in sides:
                 symbols[symbol] = next(plain)
             else:
-                symbols[symbol] = _SHORT_SPATIAL_SIZES if axis in sides[:-2] else next(spatial)
-    if not symbols:
-        return [{}]
-    return [{symbol: sizes[sample] for symbol, sizes in symbols.items()} for sample in (0, 1)]
+                symbols[symbol] = short_sizes if axis in sides[:-2] else next(spatial)
+    return [dict(zip(symbols, sample, strict=True)) for sample in zip(*symbols.values(), strict=True)] or [{}]
 
 
 def is_size(dim: object) -> bool:
