@@ -180,6 +180,11 @@ def run(model: onnx.ModelProto, *inputs: Array) -> list[Array]:
 # ------------------------------------------------------------------------------------------------- window partition
 
 
+def batch_of(b: Builder) -> str:
+    """The size of the first axis of x."""
+    return b.op("Slice", b.op("Shape", "x"), b.ints(0), b.ints(1))
+
+
 def partition(b: Builder, x: str, size: Sequence[int], window: Sequence[int], channels: int) -> str:
     """[B, *size, C] to [B * windows, N, C]; the size is a multiple of the window."""
     tiled = [extent for s, w in zip(size, window, strict=True) for extent in (s // w, w)]
