@@ -4,13 +4,12 @@ A Slice that ends at 700 takes everything of both samples, if these are shorter,
 at 128 leaves 128 of both, and fewer of what is shorter. Samples alone do not tell, so a comparison is **settled** if
 
 - it comes out both ways in the samples: they show what follows from either; or
-- it comes out in the samples as it does for the smallest sizes (:func:`swinopt.sizes.smallest_sizes`), and does not
-  compare a constant with a size that comes closer to it as it grows, and will pass it.
+- it comes out alike in the samples and for the smallest and the largest sizes (:func:`swinopt.sizes.extreme_sizes`).
 
 What hangs on a comparison that is not settled is not known, and what reads it is left as it is. Two are believed all
 the same: a roll moves by less than there is, and a table of positions is cut to no more than it has.
 
-Every number is given as a list of its values: in each sample, and last at the smallest sizes.
+Every number is given as a list of its values: in each sample, and then for the smallest and for the largest sizes.
 """
 
 from __future__ import annotations
@@ -25,8 +24,11 @@ import onnx_graphsurgeon as gs
 
 from swinopt.graph import Array
 
-#: What a Slice that goes to the end of an axis is written with, at least.
-TO_THE_END = 2**31 - 1
+# What a Slice that goes to the end of an axis is written with, at least.
+_TO_THE_END = 2**31 - 1
+
+# How many values are not of samples.
+_EXTREMES = 2
 
 # What the first of two equal numbers counts as by the op's definition: less (-1), more (1) or neither (0); as either
 # where the result is the same.
@@ -49,27 +51,20 @@ def is_settled(a: Sequence[npt.ArrayLike], b: Sequence[npt.ArrayLike], tie: int 
         b: those that they are compared with; they broadcast.
         tie: what an element that equals the other one counts as: less (-1), more (1), neither (0), or either (None).
     """
-    gaps = [np.subtract(x, y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
-    constant = _is_constant(a) | _is_constant(b)
+    try:
+        gaps = [np.subtract(x, y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
+    except (TypeError, ValueError):  # texts; or a broadcast of two sizes that no sample has alike
+        return False
     if len({gap.shape for gap in gaps}) > 1:  # of a range, say: only its ends have counterparts
         if not all(gap.size for gap in gaps):
             return False
-        gaps, constant = [np.array([gap.min(), gap.max()]) for gap in gaps], np.array(constant.any())
-    closer = np.logical_and.reduce([np.abs(gap) < np.abs(gaps[-1]) for gap in gaps[:-1]])
-    *samples, least = (np.where(gap == 0, tie or 0, np.sign(gap)) for gap in gaps)
-    both_ways = (np.min(samples, axis=0) < 0) & (np.max(samples, axis=0) > 0)
-    as_for_the_smallest = np.logical_or.reduce([sample == least for sample in samples])
-    if tie is None:
-        as_for_the_smallest |= least == 0
-    return bool((both_ways | (as_for_the_smallest & ~(constant & closer))).all())
-
-
-def _is_constant(values: Sequence[npt.ArrayLike]) -> Array:
-    """Which elements have the same value everywhere."""
-    arrays = [np.asarray(value) for value in values]
-    if len({array.shape for array in arrays}) > 1:
-        return np.array(False)
-    return np.asarray(np.logical_and.reduce([array == arrays[0] for array in arrays]))
+        gaps = [np.array([gap.min(), gap.max()]) for gap in gaps]
+    signs = np.array([np.where(gap == 0, tie or 0, np.sign(gap)) for gap in gaps])
+    samples = signs[:-_EXTREMES]
+    both_ways = (samples.min(axis=0) < 0) & (samples.max(axis=0) > 0)
+    least, most = signs.min(axis=0), signs.max(axis=0)
+    alike = (least >= 0) | (most <= 0) if tie is _EITHER else least == most
+    return bool((both_ways | alike).all())
 
 
 def is_arithmetic_settled(node: gs.Node, inputs: Sequence[Sequence[Array] | None]) -> bool:
@@ -85,9 +80,9 @@ def is_arithmetic_settled(node: gs.Node, inputs: Sequence[Sequence[Array] | None
     if node.op in _AMONG_ELEMENTS:
         return is_settled([value.reshape(-1, 1) for value in first], [value.reshape(1, -1) for value in first])
     if node.op == "Mod":
-        # A comparison as long as nothing is taken off: what is less than the divisor stays what it is.
-        taken = any((number >= divisor).any() for number, divisor in zip(first, others[0], strict=True))
-        return taken or is_settled(first, others[0], _MORE)
+        # What is less than the divisor stays what it is.
+        stays = [((number >= 0) & (number < divisor)).all() for number, divisor in zip(first, others[0], strict=True)]
+        return not all(stays[:-_EXTREMES]) or all(stays)
     if node.op in ("Min", "Max"):
         return all(is_settled(a, b) for a, b in combinations([first, *others], 2))
     bounds = others[:1] if node.op == "Range" else others
@@ -96,7 +91,7 @@ def is_arithmetic_settled(node: gs.Node, inputs: Sequence[Sequence[Array] | None
 
 @dataclass(frozen=True)
 class Cut:
-    """What a Slice does to one axis: its size and the bounds, in each sample and last for the smallest sizes."""
+    """What a Slice does to one axis: its size and the bounds, in each sample and for the extremes."""
 
     size: list[int]
     start: list[int]
@@ -104,27 +99,23 @@ class Cut:
     step: int
 
     def is_settled(self) -> bool:
-        """Whether the bounds lie inside of the axis for all sizes, and how many elements lie between them is known."""
+        """Whether it is known of the bounds that they lie inside of the axis, and which one comes first."""
         nothing, final = [0] * len(self.size), [n - self._before for n in self.size]
         if not (is_settled(self.start, nothing, _MORE) and is_settled(self.end, nothing, _MORE)):
             return False  # from which end they count
         first, last = self._places(self.start), self._places(self.end)
         for places, bound in ((first, self.start), (last, self.end)):
             inside = is_settled(places, nothing) and is_settled(places, final)
-            if abs(bound[0]) < TO_THE_END and not inside:
+            if abs(bound[0]) < _TO_THE_END and not inside:
                 return False
-        spans = [b - a for a, b in zip(first, last, strict=True)]
-        if not is_settled(spans, nothing):
-            return False
-        lengths = [len(range(a, b, self.step)) for a, b in zip(first, last, strict=True)]
-        return not any(lengths) or len(set(lengths[:-1])) > 1 or len(set(spans)) == 1
+        return is_settled(first, last)
 
     def is_rest_of(self, other: Cut) -> bool:
         """Whether the two share the axis among them, in all samples, and each gets something of it."""
         if self.size != other.size or (self.step, other.step) != (1, 1):
             return False
         bounds = [zip(cut._places(cut.start), cut._places(cut.end), strict=True) for cut in (self, other)]
-        for n, *pair in list(zip(self.size, *bounds, strict=True))[:-1]:
+        for n, *pair in list(zip(self.size, *bounds, strict=True))[:-_EXTREMES]:
             (start, cut), (cut_too, end) = sorted(pair)
             if not (start == 0 < cut == cut_too < end == n):
                 return False
@@ -136,6 +127,6 @@ class Cut:
 
     def _places(self, bound: list[int]) -> list[int]:
         """Where a bound lies, counted from the beginning."""
-        if abs(bound[0]) >= TO_THE_END:
+        if abs(bound[0]) >= _TO_THE_END:
             return [(n if b > 0 else 0) - self._before for b, n in zip(bound, self.size, strict=True)]
         return [b if b >= 0 else b + n for b, n in zip(bound, self.size, strict=True)]

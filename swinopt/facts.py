@@ -5,8 +5,8 @@ two different ones in two samples, and shapes and shape arithmetic are computed 
 the samples depends on the input; what stays the same, stays the same. For a static model there is one sample, and
 everything is exact. Values that hang on a dynamic size are tracked element by element, so that a comparison such as
 ``batch == 1`` is never mistaken for a constant because it came out alike in both samples. What hangs on a comparison
-that may come out otherwise for other sizes (:mod:`swinopt.comparisons`) is not known at all; other sizes are those from
-the smallest on (:mod:`swinopt.sizes`).
+that may come out otherwise for other sizes (:mod:`swinopt.comparisons`) is not known at all, and neither is what is the
+same in both samples, but not for the smallest and the largest sizes (:mod:`swinopt.sizes`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from onnx import shape_inference
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
 from swinopt import ops
-from swinopt.comparisons import COMPARING, Cut, is_arithmetic_settled
 from swinopt.errors import ModelError
 from swinopt.evaluate import CannotEvaluate, evaluate, is_deterministic, tensor_type
-from swinopt.graph import Array, Tensor, is_standard, literal, made_by, producer, size_of
-from swinopt.sizes import default_sizes, is_size, smallest_sizes, symbol_of
+from swinopt.graph import Array, Tensor, is_standard, literal, producer, size_of
+from swinopt.open_sizes import OpenSizes, is_shift
+from swinopt.sizes import default_sizes, extreme_sizes, is_size, symbol_of
 
 Shape = tuple[int, ...]
 
@@ -35,9 +35,6 @@ SMALL = 1024
 LARGE = 1 << 27
 
 _BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
-
-# How the bounds of a roll's two slices are made of its shift.
-_BOUND_ARITHMETIC = {"Sub", "Neg", "Unsqueeze", "Squeeze", "Reshape", "Concat", "Cast"}
 
 # Ops that only carry elements from one place to another: what their outputs depend on can be told element by element.
 _CARRIES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Gather", "Concat"}
@@ -55,31 +52,32 @@ class Facts:
         graph: the graph.
         sizes: a concrete number for each symbolic size, one mapping a sample, e.g. ``[{"batch": 2}, {"batch": 5}]``.
             By default they are chosen.
-        choices: several of these instead, of which the first is taken that the model takes.
     """
 
-    def __init__(
-        self,
-        graph: gs.Graph,
-        sizes: Sequence[Mapping[str, int]] | None = None,
-        *,
-        choices: Sequence[list[Mapping[str, int]]] = (),
-    ) -> None:
+    def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
         self.graph = graph
-        self._smallest: Facts | None = None
-        choices = [list(sizes)] if sizes else choices or default_sizes(graph.inputs)
+        self._judge: OpenSizes | None = None
+        choices = [list(sizes)] if sizes else self._choices()
         unknown, misfits = list[int](), list[ModelError | None]()
         for choice in choices:
             self._sweep(choice)
-            unknown.append(sum(shapes is None for shapes in self._shapes.values()))
+            unknown.append(sum(shapes is None for name, shapes in self._shapes.items() if name not in self._unsettled))
             misfits.append(self._misfit)
             if unknown[-1] == 0 and self._misfit is None:
                 return
         if misfits[0] is not None and None not in misfits:
             raise misfits[0]
-        best = unknown.index(min(unknown))
+        best = self._best(unknown)
         if best < len(choices) - 1:
             self._sweep(choices[best])
+
+    def _choices(self) -> list[list[Mapping[str, int]]]:
+        return default_sizes(self.graph.inputs)
+
+    @staticmethod
+    def _best(unknown: Sequence[int]) -> int:
+        """The choice that leaves the fewest shapes unknown: the last one if it does, since it suits most models."""
+        return len(unknown) - 1 if unknown[-1] == min(unknown) else unknown.index(min(unknown))
 
     def _sweep(self, sizes: list[Mapping[str, int]]) -> None:
         """Learns everything anew, with these sizes in the samples."""
@@ -174,6 +172,17 @@ class Facts:
         """Drops the values that were computed on demand: they are as large as weights."""
         self._constants.clear()
 
+    def has_small_value(self, tensor: Tensor) -> bool:
+        """Whether the value is that of shape arithmetic, or small, or left out."""
+        if isinstance(tensor, gs.Constant):
+            return size_of(tensor) <= SMALL
+        return tensor.is_empty() or tensor.name in self._values
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether the value of a tensor of shape arithmetic depends on sizes of the input."""
+        flags = self._depends.get(tensor.name)
+        return flags is not None and bool(flags.any())
+
     def is_shown_by_samples(self, tensor: Tensor) -> bool:
         """Whether the samples tell how a tensor of shape arithmetic depends on the input.
 
@@ -241,115 +250,42 @@ class Facts:
 
     def _visit(self, node: gs.Node) -> None:
         """Learns all that can be told of the node's outputs."""
-        settled = self._is_settled(node)
-        if not settled:
+        judge = self._open_sizes
+        settled = judge is None or judge.is_settled(node)
+        reads = is_standard(node) and node.op not in ("Shape", "Size")
+        if not settled or (reads and any(t.name in self._unsettled for t in node.inputs)):
             self._unsettled.update(t.name for t in node.outputs if not t.is_empty())
-        if settled and self._visit_value(node):
-            return
-        has_shape = settled or node.op not in ("Slice", "Range")  # whose comparisons make sizes, and no elements
-        if not (has_shape and self._visit_type(node)):
+            # Where comparisons make sizes, and no elements, not even how many elements there are is known.
+            self._visit_shapes(node, settled or node.op not in ("Slice", "Range"))
+        elif not self._visit_value(node):
+            self._visit_shapes(node)
+        if judge is not None and not judge.rolls(node):
+            for tensor in node.outputs:
+                if not tensor.is_empty() and judge.differs_for_extremes(tensor):
+                    self._unsettled.add(tensor.name)
+                    self._values.pop(tensor.name, None)
+                    self._shapes[tensor.name] = None
+
+    def _visit_shapes(self, node: gs.Node, can_infer: bool = True) -> None:
+        if not (can_infer and self._visit_type(node)):
             for tensor in node.outputs:
                 self._learn_declared(tensor)
 
-    def _is_settled(self, node: gs.Node) -> bool:
-        """Whether all that the node's outputs hang on comes out for other sizes as it does in the samples."""
-        if len(self.sizes) == 1 or not is_standard(node) or node.op in ("Shape", "Size"):
-            return True
-        if any(t.name in self._unsettled for t in node.inputs):
-            return False
-        if node.op == "Slice":
-            return self._is_slice_settled(node)
-        if node.op == "Mod" and self._is_small_remainder(node):
-            return True
-        if node.op not in COMPARING or not any(self._is_open(t) for t in node.inputs):
-            return True
-        if not all(self._is_small(t) for t in node.inputs):
-            return True  # no arithmetic of sizes
-        inputs = [None if t.is_empty() else self._values_everywhere(t) for t in node.inputs]
-        known = all(values is not None or t.is_empty() for values, t in zip(inputs, node.inputs, strict=True))
-        return known and is_arithmetic_settled(node, inputs)
-
-    def _is_slice_settled(self, node: gs.Node) -> bool:
-        data, *bounds = node.inputs
-        shapes = self.shapes(data)
-        if isinstance(data, gs.Constant):
-            return True  # a table of positions, of which a model takes no more than it has
-        if shapes is None or any(self._input_value(t, 0) is None for t in bounds if not t.is_empty()):
-            return True  # nothing will be said of it anyway
-        if len(set(shapes)) == 1 and not any(self._is_open(t) for t in node.inputs):
-            return True
-        cuts = self._cuts(node)
-        return cuts is not None and (all(cut.is_settled() for cut in cuts.values()) or self._is_of_roll(node, cuts))
-
-    def _cuts(self, node: gs.Node) -> dict[int, Cut] | None:
-        """What a Slice does to its axes; None if that is not known."""
-        shapes, least = self.shapes(node.inputs[0]), self._least.shape(node.inputs[0])
-        numbers = [self._values_everywhere(t) for t in node.inputs[1:] if not t.is_empty()]
-        known = [[value.reshape(-1) for value in values] for values in numbers if values is not None]
-        if shapes is None or least is None or len(known) < len(numbers):
-            return None
-        starts, ends, *rest = known
-        axes = rest[0][0] if rest else np.arange(starts[0].size)
-        steps = rest[1][0] if len(rest) > 1 else np.ones_like(axes)
-        everywhere, rank = [*shapes, least], len(least)
-        # A model that is not valid is for others to complain of.
-        if any(len(shape) != rank for shape in everywhere) or any(
-            v.size != axes.size for values in known for v in values
-        ):
-            return None
-        if not steps.all() or not all(-rank <= axis < rank for axis in axes):
-            return None
-        return {
-            int(axis) % rank: Cut(
-                [shape[axis] for shape in everywhere],
-                [int(start[i]) for start in starts],
-                [int(end[i]) for end in ends],
-                int(step),
-            )
-            for i, (axis, step) in enumerate(zip(axes, steps, strict=True))
-        }
-
-    def _is_of_roll(self, node: gs.Node, cuts: Mapping[int, Cut]) -> bool:
-        """Whether a Slice is one of two that part a tensor, which a Concat then joins in one order or the other.
-
-        That a map has as much as it is rolled by is taken for granted, though the last one of a small image has not:
-        of 64 pixels a side it has 2 tokens, and the shift is 3. Such slices leave it as it is; PyTorch rolls it by 1.
-        """
-        other = _other_part(node)
-        rest = None if other is None else self._cuts(other)
-        if other is None or rest is None or len(cuts) != 1 or list(cuts) != list(rest):
-            return False
-        ((axis, cut),) = cuts.items()
-        is_joined_there = node.outputs[0].outputs[0].attrs["axis"] % len(self.shape(node.inputs[0]) or ()) == axis
-        is_output = any(t is part.outputs[0] for t in self.graph.outputs for part in (node, other))
-        return is_joined_there and not is_output and cut.is_rest_of(rest[axis])
-
-    def _is_open(self, tensor: Tensor) -> bool:
-        """Whether the value of shape arithmetic hangs on a size of the input."""
-        depends = self._depends.get(tensor.name)
-        return depends is not None and bool(depends.any())
-
-    def _values_everywhere(self, tensor: Tensor) -> list[Array] | None:
-        """The value in each sample, and for the smallest sizes."""
-        least = self._least.value(tensor)
-        values = [self.value(tensor, sample) for sample in self.samples]
-        known = [value for value in (*values, least) if value is not None]
-        return known if len(known) > len(values) else None
-
     @property
-    def _least(self) -> Facts:
-        """What is known of the graph for the smallest sizes, looked at when it is first asked for."""
-        if self._smallest is None:
+    def _open_sizes(self) -> OpenSizes | None:
+        """Who judges what holds for other sizes than those of the samples, if there are others."""
+        if len(self.sizes) > 1 and self._judge is None:
             try:
-                self._smallest = Facts(self.graph, choices=smallest_sizes(self.graph.inputs))
+                extremes: Facts = _Extremes(self.graph)
             except ModelError:
-                self._smallest = self  # the model takes none of them
-        return self._smallest
+                extremes = self  # the model takes none of them
+            self._judge = OpenSizes(self, extremes)
+        return self._judge
 
     def _visit_value(self, node: gs.Node) -> bool:
         if node.op in ("Shape", "Size") and is_standard(node):
             return self._visit_shape_op(node)
-        if not is_deterministic(node) or not node.inputs or not all(self._is_small(t) for t in node.inputs):
+        if not is_deterministic(node) or not node.inputs or not all(self.has_small_value(t) for t in node.inputs):
             return False
         results: list[list[Array]] = []
         for sample in self.samples:
@@ -381,11 +317,6 @@ class Facts:
         self._learn_value(node.outputs[0], values, depends)
         return True
 
-    def _is_small(self, tensor: Tensor) -> bool:
-        if isinstance(tensor, gs.Constant):
-            return size_of(tensor) <= SMALL
-        return tensor.is_empty() or tensor.name in self._values
-
     def _input_value(self, tensor: Tensor, sample: int) -> Array | None:
         return None if tensor.is_empty() else self.value(tensor, sample)
 
@@ -406,10 +337,11 @@ class Facts:
             return np.array(False)
         all_depend = np.array(True)
         if any(self._is_of_unknown_length(tensor) for tensor in node.inputs):
-            # Settled, so that what it leaves in all samples it leaves for all sizes.
-            is_cut = node.op == "Slice" and len({parts[0].shape for parts in results}) == 1
+            # Settled, so that what it leaves of each sample's length it leaves of others.
+            lengths, left = set(self.shapes(node.inputs[0]) or ()), {parts[0].shape for parts in results}
+            is_cut = node.op == "Slice" and len(lengths) > 1 == len(left)
             return np.broadcast_to(all_depend, outputs[0].shape) if is_cut else all_depend
-        if node.op == "Mod" and self._is_small_remainder(node):
+        if node.op == "Mod" and is_shift(node, self):
             return flags[0]
         if node.op in _ELEMENTWISE:
             try:
@@ -435,16 +367,6 @@ class Facts:
         """Whether there may be more or fewer elements for other sizes of the input than there are in the samples."""
         flag = self._depends.get(tensor.name)
         return flag is not None and flag.ndim == 0 and bool(flag) and self.shape(tensor) != ()
-
-    def _is_small_remainder(self, node: gs.Node) -> bool:
-        """``a mod b`` with ``0 <= a < b`` is a: the shift of a roll, which dynamo exports modulo the map's size.
-
-        Where b is no larger than a the remainder is another number, but rolling by it is rolling by a.
-        """
-        if not _only_bounds_rolls(node.outputs[0]):
-            return False
-        pairs = [[self._input_value(t, sample) for t in node.inputs] for sample in self.samples]
-        return all(a is not None and b is not None and bool(((a >= 0) & (a < b)).all()) for a, b in pairs)
 
     def _visit_type(self, node: gs.Node) -> bool:
         """Shapes by the op's own inference, node by node with concrete input shapes."""
@@ -548,26 +470,19 @@ class Facts:
             values[tensor.name] = value
 
 
-def _only_bounds_rolls(tensor: gs.Variable) -> bool:
-    """Whether all that is made of a number are bounds of the slices that rolls consist of."""
-    return bool(tensor.outputs) and all(
-        reader.inputs[0] is not tensor and _other_part(reader) is not None
-        if reader.op == "Slice"
-        else reader.op in _BOUND_ARITHMETIC and _only_bounds_rolls(reader.outputs[0])
-        for reader in tensor.outputs
-    )
+class _Extremes(Facts):
+    """Facts in two samples of which one has the smallest and one the largest sizes; there are no others."""
 
+    def _choices(self) -> list[list[Mapping[str, int]]]:
+        return extreme_sizes(self.graph.inputs)
 
-def _other_part(node: gs.Node) -> gs.Node | None:
-    """The Slice that takes another part of the same tensor, where a Concat alone reads the two, and joins them."""
-    (part,) = node.outputs
-    joint = part.outputs[0] if len(part.outputs) == 1 else None
-    if joint is None or joint.op != "Concat" or not is_standard(joint) or len(joint.inputs) != 2:
+    @staticmethod
+    def _best(unknown: Sequence[int]) -> int:
+        return unknown.index(min(unknown))
+
+    @property
+    def _open_sizes(self) -> None:
         return None
-    (other,) = [made_by(t, "Slice") for t in joint.inputs if t is not part] or [None]
-    if other is None or other.inputs[0] is not node.inputs[0] or len(other.outputs[0].outputs) != 1:
-        return None
-    return other
 
 
 def _computed_by(tensor: gs.Variable) -> list[gs.Node]:

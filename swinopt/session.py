@@ -28,7 +28,8 @@ Feeds: TypeAlias = Mapping[str, Array]
 BATCH_SIZES = (1, 4)
 
 # Height and width of images whose sides are dynamic: what suits windows, patches and strides of the published Swins,
-# and what suits none of them, so that padding shows.
+# and what suits none of them, so that padding shows. Videos have half of it, with which the last of four stages has a
+# map that is as large still as windows are shifted by.
 _IMAGE, _ODD_IMAGE = (224, 224), (207, 242)
 # Likewise for numbers of tokens, of frames, and whatever else is open. The odd ones are more than a window of 16 and
 # differ between axes 1, 3, ... and 2, 4, ...: two axes of one size could be taken for each other.
@@ -180,8 +181,8 @@ def random_inputs(
         model: the model; the shapes and dtypes are those that it declares.
         seeds: a seed for each set.
         sizes: sizes of symbolic dimensions, by name or, for an unnamed one, as ``input[axis]``. By default the first
-            axis alternates between 1 and 4, images and the frames of videos are 224 x 224 with 3 channels, and all
-            else is 16.
+            axis alternates between 1 and 4, images are 224 x 224, the frames of videos half of that a side, both with
+            3 channels, and all else is 16.
         odd: every second set has images of 207 x 242, and 19 or 23 for what else would be 16.
 
     Raises:
@@ -214,7 +215,8 @@ def _default_size(axis: int, dims: Sequence[object], batch: int, odd: bool) -> i
     spatial = spatial_axes(dims)
     sides = spatial[-2:]
     if axis in sides:
-        return (_ODD_IMAGE if odd else _IMAGE)[sides.index(axis)]
+        side = (_ODD_IMAGE if odd else _IMAGE)[sides.index(axis)]
+        return side if sides == spatial else side // 2
     if spatial and axis not in spatial:
         return _CHANNELS
     return _ODD_LENGTHS[axis % 2] if odd else _LENGTH
@@ -270,8 +272,9 @@ def _neighbour(rng: np.random.Generator, array: Array, *types: int) -> Array:
 
 def _type_of_most_weights(graph: onnx.GraphProto) -> int | None:
     sizes = Counter[int]()
+    stored = {node.input[0] for node in graph.node if node.op_type == "Cast"}  # in a type that they are not used in
     for tensor in graph.initializer:
-        if _is_float(tensor.data_type):
+        if _is_float(tensor.data_type) and tensor.name not in stored:
             sizes[tensor.data_type] += math.prod(tensor.dims)
     return max(sizes, key=sizes.__getitem__, default=None)
 

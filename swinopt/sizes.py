@@ -1,4 +1,4 @@
-"""Which sizes a model is looked at with, where they are open: those of its samples, and the smallest that it takes."""
+"""Which sizes a model is looked at with, where they are open: those of its samples, and the extremes."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from swinopt.graph import spatial_axes
 
 # (first sample, second sample) for a symbolic size, by what it is likely to be. Every symbol has numbers of its own, in
 # another ratio in each sample, and what is alike is alike for a reason: the two are a prime number apart, so that they
-# leave different remainders. Spatial sizes do so at first, and padding shows for every window; where a model does not
-# pad they have to suit it: first the patches, then the stride, then windows of 7, then of 8 and 16. The first of three
-# sizes is the number of frames.
-_SIZES = ((2, 5), (3, 10), (11, 24), (17, 36), (23, 42), (31, 48))
+# leave different remainders, and of two symbols each is the larger one in one sample. Spatial sizes do so at first, and
+# padding shows for every window; where a model does not pad they have to suit it: first the patches, then the stride,
+# then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
+_SIZES = ((2, 13), (3, 10), (11, 8), (17, 6), (23, 4), (31, 2))
 _SPATIAL_SIZES = (
-    ((196, 569), (154, 677), (263, 636)),
-    ((224, 580), (160, 612), (192, 708)),
-    ((224, 576), (160, 640), (192, 704)),
-    ((224, 448), (672, 224), (448, 896)),
-    ((256, 512), (768, 256), (512, 1024)),
+    ((196, 569), (154, 677), (263, 556), (317, 546)),
+    ((224, 580), (160, 708), (192, 612)),
+    ((224, 576), (160, 704), (192, 640)),
+    ((224, 896), (672, 224), (448, 672)),
+    ((256, 1024), (768, 256), (512, 768)),
 )
-_SHORT_SPATIAL_SIZES = (8, 22)
+_FRAMES = ((8, 22), (11, 18))
 
 #: The smallest image, in pixels a side, that a model of open height and width is taken to be for: one token of the last
 #: of the usual four stages. What is known of such a model holds from here on, for videos of 8 frames or more; whatever
 #: else is open may be 1.
 SMALLEST_IMAGE = 32
+# (smallest, largest), sides first of all images, and then of those that suit a model without padding.
+_EXTREME_SIDES = ((SMALLEST_IMAGE, 4093), (224, 3584), (256, 4096))
+_EXTREMES, _EXTREME_FRAMES = (1, 1023), (8, 1016)
 
 
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
     """Choices of samples for the symbolic sizes of these inputs, the best first; one empty sample if there are none."""
     inputs = list(inputs)
-    choices = [_samples(inputs, spatial) for spatial in _SPATIAL_SIZES]
+    choices = [_samples(inputs, spatial, _SIZES, _FRAMES) for spatial in _SPATIAL_SIZES]
     return choices[:1] if choices[0] == choices[1] else choices
 
 
-def smallest_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
-    """Choices of one sample of the smallest sizes: batches of one, and images of :data:`SMALLEST_IMAGE`.
+def extreme_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
+    """Choices of two samples, one of the smallest and one of the largest sizes that a model is taken to be for.
 
-    The images of the further choices are for models that take none so small.
+    The images of the first go from :data:`SMALLEST_IMAGE` up; the others are for models that take none so small.
     """
     inputs = list(inputs)
-    sides = (SMALLEST_IMAGE, *(min(map(min, sizes)) for sizes in _SPATIAL_SIZES[-2:]))
-    return [_samples(inputs, [(side,)], [(1,)], _SHORT_SPATIAL_SIZES[:1]) for side in sides]
+    return [_samples(inputs, [sides], [_EXTREMES], [_EXTREME_FRAMES]) for sides in _EXTREME_SIDES]
 
 
 def _samples(
     inputs: Iterable[gs.Variable],
-    spatial_sizes: Iterable[tuple[int, ...]],
-    plain_sizes: Iterable[tuple[int, ...]] = _SIZES,
-    short_sizes: tuple[int, ...] = _SHORT_SPATIAL_SIZES,
+    spatial_sizes: Iterable[tuple[int, int]],
+    plain_sizes: Iterable[tuple[int, int]],
+    frames: Iterable[tuple[int, int]],
 ) -> list[Mapping[str, int]]:
-    symbols: dict[str, tuple[int, ...]] = {}
-    plain, spatial = cycle(plain_sizes), cycle(spatial_sizes)
+    symbols: dict[str, tuple[int, int]] = {}
+    plain, spatial, temporal = cycle(plain_sizes), cycle(spatial_sizes), cycle(frames)
     for tensor in inputs:
         sides = spatial_axes(tensor.shape or ())
         for axis, size in enumerate(tensor.shape or ()):
@@ -65,7 +67,7 @@ def _samples(
             if axis not in sides:
                 symbols[symbol] = next(plain)
             else:
-                symbols[symbol] = short_sizes if axis in sides[:-2] else next(spatial)
+                symbols[symbol] = next(temporal if axis in sides[:-2] else spatial)
     return [dict(zip(symbols, sample, strict=True)) for sample in zip(*symbols.values(), strict=True)] or [{}]
 
 

@@ -144,6 +144,13 @@ def test_a_model_in_half_precision_has_the_noise_of_half_precision() -> None:
     assert Reference(single, inputs).noise["y"] == pytest.approx(Reference(half, inputs).noise["y"], rel=0.1)
 
 
+def test_weights_that_are_only_stored_in_half_precision_make_no_noise() -> None:
+    made = parse("g (float[n, 8] x) => (y) { s = Cast <to = 1> (w)  y = MatMul(x, s) }", w=np.ones((8, 8), np.float16))
+    x = np.full((2, 8), 1.001, np.float32)
+    (moved,) = neighbours(made, [{"x": x}])
+    np.testing.assert_array_equal(np.abs(moved["x"] - x), np.spacing(x))
+
+
 def test_integers_masks_and_what_is_not_finite_have_no_neighbours() -> None:
     made = parse("g (float[n] x, float[n] attention_mask, int64[n] ids) => (float[n] y) { y = Identity(x) }")
     extremes = np.array([np.inf, -np.inf, np.nan], np.float32)
