@@ -80,9 +80,10 @@ def is_arithmetic_settled(node: gs.Node, inputs: Sequence[Sequence[Array] | None
     if node.op in _AMONG_ELEMENTS:
         return is_settled([value.reshape(-1, 1) for value in first], [value.reshape(1, -1) for value in first])
     if node.op == "Mod":
-        # What is less than the divisor stays what it is.
-        stays = [((number >= 0) & (number < divisor)).all() for number, divisor in zip(first, others[0], strict=True)]
-        return not all(stays[:-_EXTREMES]) or all(stays)
+        # What is less than the divisor stays what it is. Up to the divisor itself comes the padding (w - h % w) % w.
+        pairs = list(zip(first, others[0], strict=True))
+        stays = all(((number >= 0) & (number < divisor)).all() for number, divisor in pairs[:-_EXTREMES])
+        return not stays or all(((number >= 0) & (number <= divisor)).all() for number, divisor in pairs)
     if node.op in ("Min", "Max"):
         return all(is_settled(a, b) for a, b in combinations([first, *others], 2))
     bounds = others[:1] if node.op == "Range" else others

@@ -54,6 +54,8 @@ class Facts:
             By default they are chosen.
     """
 
+    _small = SMALL
+
     def __init__(self, graph: gs.Graph, sizes: Sequence[Mapping[str, int]] | None = None) -> None:
         self.graph = graph
         self._judge: OpenSizes | None = None
@@ -175,7 +177,7 @@ class Facts:
     def has_small_value(self, tensor: Tensor) -> bool:
         """Whether the value is that of shape arithmetic, or small, or left out."""
         if isinstance(tensor, gs.Constant):
-            return size_of(tensor) <= SMALL
+            return size_of(tensor) <= self._small
         return tensor.is_empty() or tensor.name in self._values
 
     def depends(self, tensor: Tensor) -> bool:
@@ -296,7 +298,7 @@ class Facts:
                 results.append(evaluate(node, [self._input_value(t, sample) for t in node.inputs], self.graph.opset))
             except CannotEvaluate:
                 return False
-        if any(value.size > SMALL for outputs in results for value in outputs):
+        if any(value.size > self._small for outputs in results for value in outputs):
             return False
         depends = self._dependence(node, results)
         for index, tensor in enumerate(node.outputs):
@@ -472,6 +474,8 @@ class Facts:
 
 class _Extremes(Facts):
     """Facts in two samples of which one has the smallest and one the largest sizes; there are no others."""
+
+    _small = 8 * SMALL  # a range that is small for a sample is larger here
 
     def _choices(self) -> list[list[Mapping[str, int]]]:
         return extreme_sizes(self.graph.inputs)

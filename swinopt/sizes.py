@@ -15,13 +15,13 @@ from swinopt.graph import spatial_axes
 # leave different remainders, and of two symbols each is the larger one in one sample. Spatial sizes do so at first, and
 # padding shows for every window; where a model does not pad they have to suit it: first the patches, then the stride,
 # then windows of 7, then of 8 and 16. The first of three sizes is the number of frames.
-_SIZES = ((2, 13), (3, 10), (11, 8), (17, 6), (23, 4), (31, 2))
+_SIZES = ((2, 5), (6, 4), (8, 3), (13, 2), (18, 1))
 _SPATIAL_SIZES = (
     ((196, 569), (154, 677), (263, 556), (317, 546)),
-    ((224, 580), (160, 708), (192, 612)),
-    ((224, 576), (160, 704), (192, 640)),
-    ((224, 896), (672, 224), (448, 672)),
-    ((256, 1024), (768, 256), (512, 768)),
+    ((224, 580), (160, 612), (192, 708)),
+    ((224, 576), (160, 640), (192, 704)),
+    ((224, 448), (672, 224), (448, 896)),
+    ((256, 512), (768, 256), (512, 1024)),
 )
 _FRAMES = ((8, 22), (11, 18))
 

@@ -116,7 +116,7 @@ def test_samples_are_a_prime_number_apart_and_leave_different_remainders() -> No
 
 
 def test_of_two_symbols_each_is_the_larger_one_in_a_sample() -> None:
-    shapes = [["b", 3, "t1", "h1", "w1"], ["b", 3, "t2", "h2", "w2"], ["n1", "n2"], ["n3", "n4"], ["n5"]]
+    shapes = [["b", 3, "t1", "h1", "w1"], ["b", 3, "t2", "h2", "w2"], ["n1", "n2"], ["n3", "n4"]]
     inputs = [gs.Variable(f"x{i}", np.float32, shape) for i, shape in enumerate(shapes)]
     for first, second in default_sizes(inputs)[:1]:
         for kind in ("bn", "t", "hw"):
@@ -281,6 +281,13 @@ def test_what_hangs_on_an_open_size_and_a_constant_may_be_otherwise(body: str) -
     used = {name: np.array(v) for name, v in numbers.items() if re.search(rf"\W{name}[,)]", text)}
     facts, tensors = known(parse(text, opset=17, **used))
     assert facts.value(tensors["y"]) is None and not facts.is_shown_by_samples(tensors["y"])
+
+
+def test_the_padding_to_a_multiple_is_known_though_no_sample_is_one() -> None:
+    text = """g (float[1, 2, H, W] x) => (y) {
+        h = Shape<start = 2, end = 3>(x)  r = Mod(h, eight)  d = Sub(eight, r)  y = Mod(d, eight) }"""
+    facts, tensors = known(parse(text, opset=17, eight=np.array([8])), H=[196, 569], W=[196, 569])
+    assert [facts.value(tensors["y"], sample).tolist() for sample in facts.samples] == [[4], [7]]
 
 
 def test_what_is_not_known_of_a_number_is_known_of_what_is_multiplied_by_it() -> None:
