@@ -30,16 +30,14 @@ _TO_THE_END = 2**31 - 1
 # How many values are not of samples.
 _EXTREMES = 2
 
-# What the first of two equal numbers counts as by the op's definition: less (-1), more (1) or neither (0); as either
-# where the result is the same.
-_LESS, _EQUAL, _MORE, _EITHER = -1, 0, 1, None
-_WITH_EACH_OTHER: dict[str, int | None] = {
-    **{"Less": _MORE, "GreaterOrEqual": _MORE, "Greater": _LESS, "LessOrEqual": _LESS, "Equal": _EQUAL},
-    **dict.fromkeys(("Min", "Max", "Clip", "Range"), _EITHER),
-}
-_WITH_ZERO: dict[str, int | None] = {"Relu": _EITHER, "Abs": _EITHER, "Sign": _EQUAL}
-_AMONG_ELEMENTS = {"ReduceMin", "ReduceMax"}
-#: Ops that compare numbers, and make what comes out of it an element or a size of their result.
+# What the first of two equal numbers counts as by the op's definition: more, or neither more nor less; as either where
+# the result is the same.
+_MORE, _EQUAL, _EITHER = 1, 0, None
+_WITH_EACH_OTHER: dict[str, int | None] = {"Equal": _EQUAL, **dict.fromkeys(("Min", "Max", "Clip", "Range"), _EITHER)}
+_WITH_ZERO = {"Relu", "Abs"}
+_AMONG_ELEMENTS = {"ReduceMin", "ReduceMax", "TopK"}
+#: Ops that compare numbers, and answer with one of them or with so many. Of others the answer itself tells if it is not
+#: the same for all sizes, but for Equal: it may be true between two sizes alone.
 COMPARING = frozenset({*_WITH_EACH_OTHER, *_WITH_ZERO, *_AMONG_ELEMENTS, "Mod"})
 
 
@@ -49,7 +47,7 @@ def is_settled(a: Sequence[npt.ArrayLike], b: Sequence[npt.ArrayLike], tie: int 
     Args:
         a: the first number or numbers.
         b: those that they are compared with; they broadcast.
-        tie: what an element that equals the other one counts as: less (-1), more (1), neither (0), or either (None).
+        tie: what an element that equals the other one counts as: more (1), neither more nor less (0), or either (None).
     """
     try:
         gaps = [np.subtract(x, y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
@@ -76,7 +74,7 @@ def is_arithmetic_settled(node: gs.Node, inputs: Sequence[Sequence[Array] | None
     """
     first, *others = [values for values in inputs if values is not None]
     if node.op in _WITH_ZERO:
-        return is_settled(first, [0] * len(first), _WITH_ZERO[node.op])
+        return is_settled(first, [0] * len(first))
     if node.op in _AMONG_ELEMENTS:
         return is_settled([value.reshape(-1, 1) for value in first], [value.reshape(1, -1) for value in first])
     if node.op == "Mod":

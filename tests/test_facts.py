@@ -270,6 +270,7 @@ UNSETTLED = {
     "Relu": "d = Sub(h, less)  f = Cast<to = 1>(d)  y = Relu(f)",
     "ReduceMin": "c = Concat<axis = 0>(h, more)  y = ReduceMin<axes = [0]>(c)",
     "ReduceMax": "c = Concat<axis = 0>(h, less)  y = ReduceMax<axes = [0]>(c)",
+    "TopK": "c = Concat<axis = 0>(h, more)  y, i = TopK<largest = 0>(c, one)",
     "Range": "i = Squeeze(h)  y = Range(least, i, by)",
 }
 
