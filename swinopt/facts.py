@@ -194,14 +194,13 @@ class Facts:
         """
         if tensor.name in self._unsettled:
             return False
-        depends = self._depends.get(tensor.name)
-        if isinstance(tensor, gs.Constant) or depends is None or not depends.any():
+        if isinstance(tensor, gs.Constant) or not self.depends(tensor):
             return True
         values = [value for sample in self.samples if (value := self.value(tensor, sample)) is not None]
         if len(values) < len(self.samples) or len({value.shape for value in values}) > 1:
             return True
         alike = np.logical_and.reduce([value == values[0] for value in values])
-        return alike.size > 0 and not bool((alike & depends).any())
+        return alike.size > 0 and not bool((alike & self._depends[tensor.name]).any())
 
     def learn(self, tensor: Tensor, like: Tensor | None = None, shapes: Sequence[Shape] | None = None) -> None:
         """Tells the shape of a tensor that was just made, where its node does not."""
@@ -255,23 +254,21 @@ class Facts:
         judge = self._open_sizes
         settled = judge is None or judge.is_settled(node)
         reads = is_standard(node) and node.op not in ("Shape", "Size")
-        if not settled or (reads and any(t.name in self._unsettled for t in node.inputs)):
+        is_known = settled and not (reads and any(t.name in self._unsettled for t in node.inputs))
+        if not is_known:
             self._unsettled.update(t.name for t in node.outputs if not t.is_empty())
-            # Where comparisons make sizes, and no elements, not even how many elements there are is known.
-            self._visit_shapes(node, settled or node.op not in ("Slice", "Range"))
-        elif not self._visit_value(node):
-            self._visit_shapes(node)
-        if judge is not None and not judge.rolls(node):
-            for tensor in node.outputs:
-                if not tensor.is_empty() and judge.differs_for_extremes(tensor):
-                    self._unsettled.add(tensor.name)
-                    self._values.pop(tensor.name, None)
-                    self._shapes[tensor.name] = None
-
-    def _visit_shapes(self, node: gs.Node, can_infer: bool = True) -> None:
-        if not (can_infer and self._visit_type(node)):
+        # Where comparisons make sizes, and no elements, not even how many elements there are is known.
+        has_shape = settled or node.op not in ("Slice", "Range")
+        if not (is_known and self._visit_value(node)) and not (has_shape and self._visit_type(node)):
             for tensor in node.outputs:
                 self._learn_declared(tensor)
+        if judge is None:
+            return
+        for tensor in node.outputs:
+            if not tensor.is_empty() and judge.differs_for_extremes(tensor) and not judge.rolls(node):
+                self._unsettled.add(tensor.name)
+                self._values.pop(tensor.name, None)
+                self._shapes[tensor.name] = None
 
     @property
     def _open_sizes(self) -> OpenSizes | None:

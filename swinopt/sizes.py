@@ -31,7 +31,7 @@ _FRAMES = ((8, 22), (11, 18))
 SMALLEST_IMAGE = 32
 # (smallest, largest), sides first of all images, and then of those that suit a model without padding.
 _EXTREME_SIDES = ((SMALLEST_IMAGE, 4093), (224, 3584), (256, 4096))
-_EXTREMES, _EXTREME_FRAMES = (1, 1023), (8, 1016)
+_EXTREME_SIZES, _EXTREME_FRAMES = (1, 1023), (8, 1016)
 
 
 def default_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]]:
@@ -47,7 +47,7 @@ def extreme_sizes(inputs: Iterable[gs.Variable]) -> list[list[Mapping[str, int]]
     The images of the first go from :data:`SMALLEST_IMAGE` up; the others are for models that take none so small.
     """
     inputs = list(inputs)
-    return [_samples(inputs, [sides], [_EXTREMES], [_EXTREME_FRAMES]) for sides in _EXTREME_SIDES]
+    return [_samples(inputs, [sides], [_EXTREME_SIZES], [_EXTREME_FRAMES]) for sides in _EXTREME_SIDES]
 
 
 def _samples(
