@@ -7,6 +7,7 @@ spellings that are met in the wild, or spoilt at one place (``spoil``) to see th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from swinopt import graph as graphs
 from swinopt import ops
+from swinopt.facts import Facts
+from swinopt.graph import Tensor
 from swinopt.textbook import padded_size, shift_mask
 
 Array = npt.NDArray[Any]
@@ -175,6 +179,19 @@ def run(model: onnx.ModelProto, *inputs: Array) -> list[Array]:
     """The model's outputs in ONNX Runtime."""
     session = session_of(model)
     return list(session.run(None, {i.name: array for i, array in zip(session.get_inputs(), inputs, strict=True)}))
+
+
+def constants_of(text: str, numbers: Mapping[str, Any]) -> dict[str, Array]:
+    """Those of the numbers that a text in ONNX's syntax reads, as arrays."""
+    read = set(re.findall(r"\w+", text))
+    return {name: np.array(value) for name, value in numbers.items() if name in read}
+
+
+def known(model: onnx.ModelProto, **sizes: list[int]) -> tuple[Facts, dict[str, Tensor]]:
+    """Facts with the given sizes (one a sample for each symbol), and the tensors by name."""
+    graph = graphs.load(model)
+    samples = [{name: values[i] for name, values in sizes.items()} for i in range(len(next(iter(sizes.values()), ())))]
+    return Facts(graph, samples or None), graph.tensors()
 
 
 # ------------------------------------------------------------------------------------------------- window partition

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,19 +16,9 @@ from swinopt import ops
 from swinopt.errors import ModelError
 from swinopt.facts import Facts
 from swinopt.graph import Tensor
-from swinopt.sizes import SMALLEST_IMAGE, default_sizes, extreme_sizes
+from swinopt.sizes import default_sizes
 from swinopt.testing import parse
-from tests.graphs import Builder, swin_attention
-
-#: Where a Slice ends that goes to the end of an axis.
-END = 2**63 - 1
-
-
-def known(model: onnx.ModelProto, **sizes: list[int]) -> tuple[Facts, dict[str, Tensor]]:
-    """Facts with the given sizes (one a sample for each symbol), and the tensors by name."""
-    graph = graphs.load(model)
-    samples = [{name: values[i] for name, values in sizes.items()} for i in range(len(next(iter(sizes.values()), ())))]
-    return Facts(graph, samples or None), graph.tensors()
+from tests.graphs import Builder, constants_of, known, swin_attention
 
 
 def described(
@@ -68,75 +56,6 @@ def test_where_the_rank_depends_on_the_input_there_are_no_dims() -> None:
     )
     assert facts.dims(tensors["r"]) == (None,)
     assert facts.dims(tensors["y"]) is None
-
-
-def test_every_symbol_has_numbers_of_its_own() -> None:
-    inputs = [
-        gs.Variable("image", np.float32, ["batch", 3, "height", "width"]),
-        gs.Variable("tokens", np.int64, ["batch", "sequence"]),
-        gs.Variable("anonymous", np.float32, [None, "", -1]),
-    ]
-    for first, second in default_sizes(inputs):
-        assert set(first) == {"batch", "height", "width", "sequence", *(f"anonymous[{axis}]" for axis in range(3))}
-        for sample in (first, second):
-            assert len(set(sample.values())) == len(sample)
-        assert not set(first.items()) & set(second.items())
-        assert first["height"] / first["width"] != second["height"] / second["width"]
-
-
-@pytest.mark.parametrize("window", [7, 8, 12, 16])
-@pytest.mark.parametrize("stride", [4, 8, 16, 32])
-def test_sizes_of_an_image_are_told_apart_at_every_stage_by_every_window(window: int, stride: int) -> None:
-    choices = default_sizes([gs.Variable("image", np.float32, ["batch", 3, "height", "width"])])
-    for first, second in choices[:3]:  # any further one is for models that take multiples of their window only
-        for side in ("height", "width"):
-            windows = [math.ceil(sample[side] / stride / window) for sample in (first, second)]
-            assert windows[0] != windows[1], f"{side} {first[side]} and {second[side]} are padded to the same size"
-
-
-@pytest.mark.parametrize(
-    ("stride", "windows"), [(1, range(2, 17)), (2, (4, 7, 8, 12, 16)), (4, (4, 7, 8, 12, 16))], ids=["1", "2", "4"]
-)
-def test_padding_shows_in_one_of_the_first_two_samples(stride: int, windows: Sequence[int]) -> None:
-    images = [gs.Variable(name, np.float32, ["batch", 3, f"{name} height", f"{name} width"]) for name in "ab"]
-    samples = default_sizes(images)[0]
-    for side in ("a height", "a width", "b height"):
-        for rounded in (math.floor, math.ceil):
-            sizes = [rounded(sample[side] / stride) for sample in samples]
-            assert all(any(size % window for size in sizes) for window in windows), f"{sizes} take no padding"
-
-
-def test_samples_are_a_prime_number_apart_and_leave_different_remainders() -> None:
-    shapes = [["batch", 3, "height", "width"], ["n", "tokens", 8], ["batch", 3, "frames", "height", "width"]]
-    inputs = [gs.Variable(f"x{i}", np.float32, shape) for i, shape in enumerate(shapes)]
-    first, second = default_sizes(inputs)[0]
-    for symbol in ("height", "width", "tokens", "batch"):
-        apart = abs(second[symbol] - first[symbol])
-        assert apart > 1 and all(apart % divisor for divisor in range(2, apart)), symbol
-
-
-def test_of_two_symbols_each_is_the_larger_one_in_a_sample() -> None:
-    shapes = [["b", 3, "t1", "h1", "w1"], ["b", 3, "t2", "h2", "w2"], ["n1", "n2"], ["n3", "n4"]]
-    inputs = [gs.Variable(f"x{i}", np.float32, shape) for i, shape in enumerate(shapes)]
-    for first, second in default_sizes(inputs)[:1]:
-        for kind in ("bn", "t", "hw"):
-            symbols = sorted((symbol for symbol in first if symbol[0] in kind), key=first.__getitem__)
-            assert len({first[symbol] for symbol in symbols}) == len(symbols) > 1
-            assert symbols == sorted(symbols, key=second.__getitem__, reverse=True)
-    for first, second in default_sizes(inputs[:1])[1:]:
-        assert (first["h1"] < first["w1"]) != (second["h1"] < second["w1"])
-
-
-def test_an_image_has_the_same_sizes_wherever_its_channels_are() -> None:
-    first, last = (
-        default_sizes([gs.Variable("image", np.float32, shape)])
-        for shape in (["batch", 3, "height", "width"], ["batch", "height", "width", 3])
-    )
-    assert first == last
-
-
-def test_without_symbols_there_is_nothing_to_choose() -> None:
-    assert default_sizes([gs.Variable("x", np.float32, [2, 3])]) == [[{}]]
 
 
 def test_sizes_that_the_model_cannot_take_are_not_looked_at() -> None:
@@ -193,169 +112,9 @@ def test_a_reshape_that_does_not_fit_has_no_shape() -> None:
     assert facts.shapes(tensors["y"]) is None
 
 
-def dims_of_a_part(first: int, last: int, step: int = 1, *, shape: str = "1, 2, H, W") -> tuple[int | None, ...] | None:
-    """What is known of a Slice of an image along its height."""
-    facts, tensors = known(
-        parse(
-            f"g (float[{shape}] x) => (y) {{ t = Tanh(x)  y = Slice(t, first, last, axis, step) }}",
-            **{name: np.array([v]) for name, v in {"first": first, "last": last, "axis": 2, "step": step}.items()},
-        )
-    )
-    return facts.dims(tensors["y"])
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "step", "length"),
-    [
-        (0, END, 1, None),
-        (3, END, 1, None),
-        (0, -3, 1, None),
-        (-1, -END, -1, None),
-        (0, 3, 1, 3),
-        (-3, END, 1, 3),
-        (2, 8, 3, 2),
-        (0, 32, 1, 32),
-        (5, 3, 1, 0),
-        (-1, 0, 1, 0),
-    ],
-)
-def test_a_part_of_an_image_is_known_if_the_smallest_has_it_too(
-    first: int, last: int, step: int, length: int | None
-) -> None:
-    assert dims_of_a_part(first, last, step) == (1, 2, length, None)
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "step"),
-    [
-        (0, 33, 1),
-        (-33, END, 1),
-        (0, 700, 1),
-        (-700, END, 1),
-        (700, END, 1),
-        (0, -700, 1),
-        (0, END, 600),
-        (33, -END, -1),
-    ],
-)
-def test_a_part_that_smaller_or_larger_images_do_not_have_is_not_known(first: int, last: int, step: int) -> None:
-    assert dims_of_a_part(first, last, step) is None
-
-
-def test_a_part_of_images_that_are_a_multiple_of_a_window_is_known_if_the_smallest_of_them_has_it() -> None:
-    b = Builder()
-    x = b.op("Tanh", b.input((1, 3, "height", "width")))
-    sizes = [b.op("Div", b.op("Shape", x, start=axis, end=axis + 1), b.ints(224)) for axis in (2, 3)]
-    tiled = b.op("Reshape", x, b.op("Concat", b.ints(1, 3), sizes[0], b.ints(224), sizes[1], b.ints(224), axis=0))
-    part = b.op("Slice", x, b.ints(0), b.ints(200), b.ints(2))
-    facts, tensors = known(
-        b.model(b.op("Concat", b.reshape(tiled, -1), b.reshape(part, -1), axis=0), shapes={"y": ("n",)})
-    )
-    assert facts.dims(tensors[part]) == (1, 3, 200, None)
-
-
-#: Of a height h all that comes out as it does for 196 and 569, and otherwise from more than 700 or less than 100 on.
-UNSETTLED = {
-    "Less": "c = Less(h, more)  y = Where(c, h, more)",
-    "LessOrEqual": "c = LessOrEqual(h, more)  y = Where(c, h, more)",
-    "Greater": "c = Greater(h, more)  y = Where(c, more, h)",
-    "GreaterOrEqual": "c = GreaterOrEqual(h, more)  y = Where(c, more, h)",
-    "Equal": "c = Equal(h, more)  y = Where(c, one, h)",
-    "Min": "y = Min(h, more)",
-    "Max": "y = Max(less, h)",
-    "Clip": "i = Squeeze(h)  y = Clip(i, , most)",
-    "Mod": "y = Mod(h, more)",
-    "Abs": "d = Sub(more, h)  y = Abs(d)",
-    "Sign": "d = Sub(h, less)  s = Sign(d)  y = Mul(s, h)",
-    "Relu": "d = Sub(h, less)  f = Cast<to = 1>(d)  y = Relu(f)",
-    "ReduceMin": "c = Concat<axis = 0>(h, more)  y = ReduceMin<axes = [0]>(c)",
-    "ReduceMax": "c = Concat<axis = 0>(h, less)  y = ReduceMax<axes = [0]>(c)",
-    "TopK": "c = Concat<axis = 0>(h, more)  y, i = TopK<largest = 0>(c, one)",
-    "Range": "i = Squeeze(h)  y = Range(least, i, by)",
-}
-
-
-@pytest.mark.parametrize("body", UNSETTLED.values(), ids=UNSETTLED)
-def test_what_hangs_on_an_open_size_and_a_constant_may_be_otherwise(body: str) -> None:
-    numbers: dict[str, Any] = {"more": [700], "less": [100], "one": [1], "most": 700, "least": 100, "by": 1}
-    text = f"g (float[1, 2, H, W] x) => (y) {{ h = Shape<start = 2, end = 3>(x)  {body} }}"
-    used = {name: np.array(v) for name, v in numbers.items() if re.search(rf"\W{name}[,)]", text)}
-    facts, tensors = known(parse(text, opset=17, **used))
-    assert facts.value(tensors["y"]) is None and not facts.is_shown_by_samples(tensors["y"])
-
-
-def test_the_padding_to_a_multiple_is_known_though_no_sample_is_one() -> None:
-    text = """g (float[1, 2, H, W] x) => (y) {
-        h = Shape<start = 2, end = 3>(x)  r = Mod(h, eight)  d = Sub(eight, r)  y = Mod(d, eight) }"""
-    facts, tensors = known(parse(text, opset=17, eight=np.array([8])), H=[196, 569], W=[196, 569])
-    assert [facts.value(tensors["y"], sample).tolist() for sample in facts.samples] == [[4], [7]]
-
-
-def test_what_is_not_known_of_a_number_is_known_of_what_is_multiplied_by_it() -> None:
-    facts, tensors = known(
-        parse(
-            """g (float[1, 2, H, W] x) => (y) { h = Shape<start = 2, end = 3>(x)  n = Min(h, few)
-               f = Cast<to = 1>(n)  t = Mul(x, f)  y = Slice(t, zero, three, axis) }""",
-            **{"few": np.array([100]), "zero": np.array([0]), "three": np.array([3]), "axis": np.array([2])},
-        )
-    )
-    assert facts.value(tensors["n"]) is None and facts.dims(tensors["y"]) == (1, 2, 3, None)
-
-
-def test_a_part_that_is_not_known_makes_no_other_samples_better() -> None:
-    text = "g (float[1, 2, H, W] x) => (y) { y = Slice(x, zero, most, axis) }"
-    facts, tensors = known(parse(text, zero=np.array([0]), most=np.array([690]), axis=np.array([2])))
-    assert facts.dims(tensors["y"]) is None and facts.sizes == default_sizes(facts.graph.inputs)[0]
-
-
 def test_where_no_samples_are_better_than_others_they_suit_most_models() -> None:
     facts, _ = known(parse("g (float[1, 2, H, W] x) => (y) { y = elsewhere.Strange(x) }"))
     assert facts.sizes == default_sizes(facts.graph.inputs)[-1]
-
-
-def test_of_a_part_along_no_axis_nothing_is_known() -> None:
-    body = "g (float[1, 2, H, W] x) => (y) { t = Tanh(x)  y = Slice(t, first, last, axis) }"
-    facts, tensors = known(parse(body, first=np.array([0]), last=np.array([3]), axis=np.array([4])))
-    assert facts.dims(tensors["y"]) is None
-
-
-ROLL = "a = Slice(t, k, end, axis)  b = Slice(t, zero, k, axis)  y = Concat<axis = 2>(a, b)"
-#: Of images of up to 40 pixels, neither part is as long as the Slices say.
-NEAR_ROLLS = {
-    "by more than there is": ROLL.replace("k,", "more,"),
-    "joined along another axis": ROLL.replace("axis = 2", "axis = 3"),
-    "with a third part": ROLL.replace("(a, b)", "(a, b, b)"),
-    "of two tensors": ROLL.replace("b = Slice(t", "b = Slice(x"),
-    "less a part": ROLL.replace("zero, k", "one, k"),
-    "of which a part is read": ROLL + "  z = Relu(b)",
-    "of which a part is measured": ROLL + "  z = Shape(b)",
-}
-
-
-def dims_of_a_roll(body: str, y: str = "y") -> tuple[int | None, ...] | None:
-    """What is known of b, the first part of an image of open height."""
-    numbers = {"k": 40, "more": 700, "end": END, "axis": 2, "zero": 0, "one": 1}
-    used = {name: np.array([v]) for name, v in numbers.items() if re.search(rf"\W{name}[,)]", body)}
-    facts, tensors = known(parse(f"g (float[1, 2, H, W] x) => ({y}) {{ t = Tanh(x)  {body} }}", **used))
-    return facts.dims(tensors["b"])
-
-
-@pytest.mark.parametrize("body", [ROLL, ROLL.replace("(a, b)", "(b, a)")], ids=["forth", "back"])
-def test_the_parts_of_a_roll_are_known_though_a_small_image_has_less_of_them(body: str) -> None:
-    assert dims_of_a_roll(body) == (1, 2, 40, None)
-
-
-@pytest.mark.parametrize("body", NEAR_ROLLS.values(), ids=NEAR_ROLLS)
-def test_the_parts_of_what_is_no_roll_are_not_known(body: str) -> None:
-    assert dims_of_a_roll(body) is None
-
-
-def test_a_part_of_a_roll_that_is_an_output_is_not_known() -> None:
-    assert dims_of_a_roll(ROLL, "y, b") is None
-
-
-def test_an_unknown_op_does_not_make_the_smallest_image_larger() -> None:
-    assert dims_of_a_roll("z = elsewhere.Strange(x)  b = Slice(t, zero, k, axis)", "b, z") is None
 
 
 def test_a_table_is_as_long_as_the_inputs_it_is_cut_for() -> None:
@@ -363,18 +122,6 @@ def test_a_table_is_as_long_as_the_inputs_it_is_cut_for() -> None:
         "s = Shape(x)  n = Gather(s, zero)  y = Slice(table, zero, n)", zero=[0], table=np.zeros((7, 4), np.float32)
     )
     assert facts.shapes(tensors["y"]) == [(2, 4), (5, 4)]
-
-
-def test_the_extremes_are_a_batch_of_one_and_a_small_image_and_many_of_large_ones() -> None:
-    (first, *others) = extreme_sizes(
-        [gs.Variable("a", np.float32, ["batch", 3, "frames", "h", "w"]), gs.Variable("b", np.int64, ["batch", "n"])]
-    )
-    assert first == [
-        {"batch": 1, "frames": 8, "h": SMALLEST_IMAGE, "w": SMALLEST_IMAGE, "n": 1},
-        {"batch": 1023, "frames": 1016, "h": 4093, "w": 4093, "n": 1023},
-    ]
-    assert [[sizes["h"] for sizes in choice] for choice in others] == [[224, 3584], [256, 4096]]
-    assert extreme_sizes([gs.Variable("x", np.float32, [2, 3])])[0] == [{}]
 
 
 def test_symbols_of_one_name_are_one_size() -> None:
@@ -575,11 +322,8 @@ OF_ANY_LENGTH = {
 @pytest.mark.parametrize("body", OF_ANY_LENGTH.values(), ids=OF_ANY_LENGTH)
 def test_a_tensor_may_have_more_elements_for_other_sizes(body: str) -> None:
     constants = {"zero": [0], "one": [1], "two": [2], "three": [3], "ten": [10], "list": [7, 8, 9]}
-    facts, tensors = described(
-        f"s = Shape(x)  n = Gather(s, zero)  o = Sub(n, one)  m = Mod(o, two)  e = Expand(three, m)  {body}",
-        sizes={"B": [5, 9]},
-        **{name: value for name, value in constants.items() if name in body or name in ("zero", "one", "two", "three")},
-    )
+    text = f"s = Shape(x)  n = Gather(s, zero)  o = Sub(n, one)  m = Mod(o, two)  e = Expand(three, m)  {body}"
+    facts, tensors = described(text, sizes={"B": [5, 9]}, **constants_of(text, constants))
     for name in ("e", "y"):
         assert facts.constant(tensors[name]) is None and not facts.is_shown_by_samples(tensors[name])
 

@@ -411,6 +411,19 @@ def producers(b: Builder, tensor: str, *op_types: str) -> str:
     return tensor
 
 
+def read_elsewhere(place: str) -> onnx.ModelProto:
+    """An attention of which one tensor is read by something else as well."""
+    kept: list[str] = []
+
+    def read(b: Builder, x: str) -> str:
+        kept.append(b.op("Sigmoid", x))
+        return x
+
+    model = swin_attention(2, shift=(1, 1), spoil={place: read})
+    model.graph.output.append(onnx.helper.make_tensor_value_info(kept[0], onnx.TensorProto.FLOAT, None))
+    return onnx.shape_inference.infer_shapes(model)
+
+
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
@@ -421,28 +434,12 @@ def producers(b: Builder, tensor: str, *op_types: str) -> str:
     ],
 )
 def test_it_is_refused_if_something_else_reads(place: str, reason: str) -> None:
-    kept: list[str] = []
-
-    def read(b: Builder, x: str) -> str:
-        kept.append(b.op("Sigmoid", x))
-        return x
-
-    model = swin_attention(2, shift=(1, 1), spoil={place: read})
-    model.graph.output.append(onnx.helper.make_tensor_value_info(kept[0], onnx.TensorProto.FLOAT, None))
-    refuses(onnx.shape_inference.infer_shapes(model), FUSE, reason)
+    refuses(read_elsewhere(place), FUSE, reason)
 
 
 @pytest.mark.parametrize("place", ["scores", "qkv", "q", "k", "v", "windows"])
 def test_what_is_read_on_the_way_in_is_computed_for_its_other_reader_still(place: str) -> None:
-    kept: list[str] = []
-
-    def read(b: Builder, x: str) -> str:
-        kept.append(b.op("Sigmoid", x))
-        return x
-
-    model = swin_attention(2, shift=(1, 1), spoil={place: read})
-    model.graph.output.append(onnx.helper.make_tensor_value_info(kept[0], onnx.TensorProto.FLOAT, None))
-    rewrites(onnx.shape_inference.infer_shapes(model), FUSE, applied=1)
+    rewrites(read_elsewhere(place), FUSE, applied=1)
 
 
 def test_probabilities_that_are_an_output_are_refused() -> None:
