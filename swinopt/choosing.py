@@ -1,8 +1,9 @@
 """Plugin or standard ops: for each swinopt op of a model both are built by themselves, timed in turns, and compared.
 
-Building takes most of the time, and of that the standard ops, on the CPU: they are built several at a time. TensorRT
-times kernels while it builds, and these may be disturbed then: where the two are close, the standard ops are built once
-more alone. Plugins are built one by one, since linears are tuned in the meantime; what is timed here is so alone.
+Building takes most of the time, and of that the standard ops, on the CPU: processes of their own build several at once.
+TensorRT times kernels while it builds, and these may be disturbed then: where the two are close, the standard ops are
+built once more alone. Plugins are built one by one, since linears are tuned in the meantime; what is timed here is so
+alone.
 
 A plugin is a wall to TensorRT: nothing is fused across it. Where TensorRT makes one good kernel of the spelled-out op,
 or a size suits the plugin's kernel badly, the standard ops are faster; which it is hangs on the GPU, the TensorRT, the
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 BUILDING, MEASURING = "building what is measured", "measuring plugins"
 
 _AT_A_TIME = 8  # builds
+_MEMORY = 2 << 30  # bytes on the GPU that one of them may take
 _CLOSE = 1.1  # of the plugin's time: what a build alone may make of the standard ops
 _ROUNDS = 5
 _RUNS = 50
@@ -334,20 +336,21 @@ def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> N
     for candidate in candidates:
         tell()
         candidate.build("plugin")
-    device = cuda.current_device()
-
-    def build_standard(candidate: _Candidate) -> None:
-        with cuda.on_device(device):  # a thread begins with the first
-            candidate.build("standard")
-
-    with ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_at_a_time()) as pool:
         try:
-            for future in as_completed([pool.submit(build_standard, candidate) for candidate in candidates]):
+            for future in as_completed([pool.submit(candidate.build, "standard") for candidate in candidates]):
                 tell()
                 future.result()
         except BaseException:  # an interrupt, or the listener's: builds that have begun cannot be stopped
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _at_a_time() -> int:
+    """How many standard ops are built at the same time: each process has memory of its own on the GPU."""
+    if cuda.is_exclusive():
+        return 1
+    return max(1, min(_AT_A_TIME, os.cpu_count() or 1, cuda.free_memory() // _MEMORY))
 
 
 @contextmanager

@@ -101,6 +101,19 @@ def driver_version() -> int:
     return int(call("cudaDriverGetVersion"))
 
 
+def free_memory() -> int:
+    """Bytes of the current GPU that nobody has taken."""
+    free, _ = call("cudaMemGetInfo")
+    return int(free)
+
+
+def is_exclusive() -> bool:
+    """Whether the current GPU is in the mode in which it is for one process at a time."""
+    attribute, mode = runtime().cudaDeviceAttr.cudaDevAttrComputeMode, runtime().cudaComputeMode
+    found = call("cudaDeviceGetAttribute", attribute, current_device())
+    return int(found) == int(mode.cudaComputeModeExclusiveProcess)
+
+
 def _properties() -> Any:
     return call("cudaGetDeviceProperties", current_device())
 

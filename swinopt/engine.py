@@ -26,7 +26,7 @@ class Engine:
     """A serialized engine with all that it takes to run it.
 
     :func:`swinopt.tensorrt.build` makes one, :meth:`load` reads one. What needs a GPU happens when it is first needed:
-    an engine can be built with TensorRT-RTX, saved and looked at on a machine without any.
+    an engine can be built with TensorRT-RTX, saved, pickled and looked at on a machine without any.
 
     Attributes:
         plan: the engine, serialized.
@@ -226,6 +226,13 @@ class Engine:
             execution, self._execution = self._execution, None
         if execution is not None:
             execution.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has a GPU of its own, and takes anew what it needs there.
+        return {**self.__dict__, "_trt": self._trt.__name__, "_execution": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "_trt": tensorrt_module.find(state["_trt"]), "_lock": threading.Lock()})
 
     def _alive(self) -> Execution:
         with self._lock:

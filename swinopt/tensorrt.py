@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from swinopt import choosing, cuda, ops, tensorrt_module
 from swinopt import graph as graphs
 from swinopt import profiles as profile
 from swinopt.api import Optimized
+from swinopt.builders import Builders
 from swinopt.choice import Choices
 from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
@@ -129,21 +130,56 @@ def build(
         )
     choices = Choices()
     if plugins == "auto" and not tensorrt_module.is_rtx(trt):
-        # Making a builder takes seconds. Each thread has its own: handed on, one would build while another thread
-        # destroys what it made before.
-        own = threading.local()
-        own.builder = build.builder
+        settings: dict[str, Any] = {
+            "precision": precision,
+            "workspace": workspace,
+            "optimization_level": optimization_level,
+        }
+        here = OpBuilder(trt, **settings, linears=linears, builder=build.builder)
+        with Builders(device=cuda.current_device(), tensorrt=trt.__name__, **settings, linears=linears) as elsewhere:
 
-        def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
-            builder = getattr(own, "builder", None)
-            one = _Build(trt, precision, None, workspace, optimization_level, None, linears, builder)
-            own.builder = one.builder
-            return one.engine_of_op(op, plugin)
+            def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
+                return here(op, plugin=plugin) if plugin or cuda.is_exclusive() else elsewhere.build(op)
 
-        settings = {"precision": precision, "workspace": workspace, "optimization_level": optimization_level}
-        choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
+            choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
         build.notes += choices.failures
     return build.engine(proto, profiles, plugins=plugins != "off", choices=choices)
+
+
+class OpBuilder:
+    """Builds engines of single ops, one after the other, for :func:`swinopt.choosing.choose`.
+
+    Args:
+        trt: the TensorRT module.
+        precision: as for :func:`build`.
+        workspace: as for :func:`build`.
+        optimization_level: as for :func:`build`.
+        linears: whether linears are plugins, which the ends of the engines hang on.
+        builder: TensorRT's, if there is one already: making it takes seconds.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        *,
+        precision: str,
+        workspace: int | None,
+        optimization_level: int | None,
+        linears: bool,
+        builder: Any = None,
+    ) -> None:
+        self._builder = builder
+        self._begin = partial(_Build, trt, precision, None, workspace, optimization_level, None, linears)
+
+    def __call__(self, op: onnx.ModelProto, *, plugin: bool) -> Engine:
+        """An engine of an op, as a plugin or in standard ops.
+
+        Raises:
+            SwinoptError: as for :func:`build`.
+        """
+        one = self._begin(self._builder)
+        self._builder = one.builder
+        return one.engine_of_op(op, plugin)
 
 
 class _Build:

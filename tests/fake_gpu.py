@@ -22,6 +22,8 @@ class Runtime:
 
     cudaStreamNonBlocking = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeMode=20)
+    cudaComputeMode = SimpleNamespace(cudaComputeModeExclusiveProcess=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self) -> None:
@@ -32,6 +34,8 @@ class Runtime:
         self.driver = 13000
         self._of_thread = threading.local()
         self.room = 1 << 20
+        self.free = 64 << 30
+        self.compute_mode = 0
         self.capture_status = 0
         self.clock = 0.0
 
@@ -60,11 +64,17 @@ class Runtime:
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
         return 0, SimpleNamespace(name=self.name, major=9, minor=self.minor)
 
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        return 0, self.compute_mode
+
     def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
         return 0, b"cudaErrorPretended"
 
     def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
         return 0, b"it was only pretended"
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        return 0, self.free, 80 << 30
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:
         if size > self.room:

@@ -56,6 +56,7 @@ class Lab:
         timed: the op, whether it is a plugin, and whether a graph is launched, of every round.
         times: by op, for a plugin and for standard ops; what is an exception is raised instead.
         fails: whether a model cannot be built.
+        devices: the GPU for which standard ops are built, of every build that measures.
     """
 
     def __init__(self, version: str) -> None:
@@ -64,6 +65,7 @@ class Lab:
         self.built: list[onnx.ModelProto] = []
         self.timed: list[tuple[str, bool, bool]] = []
         self.closed: list[str] = []
+        self.devices: list[int] = []
         self.open = 0  # benches that were not closed before their engine was
         self.times: dict[str, Any] = dict(TIMES)
         self.graph: Callable[[bool], bool] = lambda plugin: True
@@ -148,6 +150,20 @@ class _Measurable(TensorRT):
         return made
 
 
+class _Builders:
+    """In the place of processes, which would have another TensorRT: what they do, in the threads that ask them."""
+
+    def __init__(self, lab: Lab, device: int, setup: dict[str, Any]) -> None:
+        self.lab, self.setup, self.of_thread = lab, setup, threading.local()
+        lab.devices.append(device)
+
+    def build(self, made: onnx.ModelProto) -> Engine:
+        if not hasattr(self.of_thread, "build"):
+            self.of_thread.build = tensorrt.OpBuilder(self.lab.trt, **self.setup)
+        engine: Engine = self.of_thread.build(made, plugin=False)
+        return engine
+
+
 def set_up(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
     """A laboratory in the place of TensorRT and the GPU; its cache lies in the folder."""
     made = Lab(version)
@@ -155,6 +171,11 @@ def set_up(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
     monkeypatch.setattr(cuda, "runtime", lambda: made.gpu)
     monkeypatch.setattr(tensorrt_module, "find", lambda name=None: made.trt)
     monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
+    monkeypatch.setattr(
+        tensorrt,
+        "Builders",
+        lambda *, device, tensorrt, **setup: contextlib.nullcontext(_Builders(made, device, setup)),
+    )
     monkeypatch.setattr(Engine, "bench", lambda engine, graph: made.bench(engine, graph))
     monkeypatch.setattr(Engine, "close", lambda engine: made.closed.append(str(engine)))
     return made

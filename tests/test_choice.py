@@ -129,25 +129,35 @@ def test_what_is_alike_is_measured_once(lab: Lab) -> None:
     assert len(lab.closed) == 8, "an engine that was measured keeps memory of the GPU"
 
 
-def test_standard_ops_are_built_several_at_a_time_for_the_gpu_of_the_caller(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cpus", "free", "builds"), [(4, 64, 4), (1, 64, 1), (64, 5, 2), (64, 1, 1)])
+def test_standard_ops_are_built_as_many_at_a_time_as_there_is_room_for(
+    cpus: int, free: int, builds: int, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    lab.gpu.free = free << 30
     lab.gpu.current = 1
-    met, devices = threading.Barrier(4), []
+    met = threading.Barrier(builds)
 
     def together(made: onnx.ModelProto) -> bool:
         if made.graph.name != "g" and not ops.uses(made):
-            met.wait(timeout=30)  # for all four, or the test fails
-            devices.append(lab.gpu.current)
+            met.wait(timeout=30)  # for all of them, or the test fails
         else:
             assert threading.current_thread() is threading.main_thread(), "linears are tuned while a plugin is built"
         return False
 
     lab.fails = together
     lab.build()
-    assert devices == [1] * 4
-    assert [len(threads) for threads in lab.trt.builders] == [1] * 5, "making a builder takes long, and none is shared"
+    assert lab.devices == [1], "they are for the GPU of the caller"
+    assert len(lab.trt.builders) == 1 + builds, "making a builder takes long"
+
+
+def test_where_the_gpu_is_for_one_process_all_is_built_in_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    lab.gpu.compute_mode = 3
+    threads: set[int] = set()
+    lab.fails = lambda made: threads.add(threading.get_ident())
+    lab.build()
+    assert len(lab.trt.builders) == 1 and len(threads) == 2, "this thread and another one, one after the other"
 
 
 def test_what_fails_among_others_is_built_again_alone(lab: Lab) -> None:

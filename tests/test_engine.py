@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -450,6 +451,16 @@ def test_an_engine_shows_what_it_is(engine: Engine) -> None:
     assert repr(engine) == "<Engine of TensorRT 8.6.0, 0.0 MB: x float32[?, 3] -> y float32[?, 3]>"
     page = engine._repr_html_()
     assert "x float32[?, 3]" in page and "x [5, 3], [8, 3], [8, 3]" in page
+
+
+def test_a_pickled_engine_takes_memory_of_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = engine._trt
+    monkeypatch.setattr(tensorrt_module, "find", {trt.__name__: trt}.__getitem__)
+    engine.run({"x": ones(2)})
+    copy = pickle.loads(pickle.dumps(engine))
+    assert (copy.plan, copy.interface, copy.choices) == (engine.plan, engine.interface, engine.choices)
+    engine.close()
+    np.testing.assert_array_equal(copy.run({"x": ones(2)})["y"], 2 * ones(2))
 
 
 def test_files_that_are_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
