@@ -1,4 +1,4 @@
-"""Processes that build engines of single ops, several at a time.
+"""What builds engines of single ops in standard ops: processes of their own, several at a time, or this one in turn.
 
 In threads of one process TensorRT's builders get in each other's way: three of some forty builds by TensorRT 8.6 that
 measured the ops of a Swin, built in eight threads, ended in a segmentation fault, and not in a thread, but in the first
@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import spawn
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 
@@ -24,51 +25,98 @@ from swinopt import cuda
 from swinopt.engine import Engine
 from swinopt.errors import SwinoptError
 
+_AT_A_TIME = 8
+_MEMORY = 2 << 30  # bytes on the GPU that one of them may take
+_GRACE = 10  # seconds for a process that said its last to end
+_READY = b"swinopt builds\n"
 
-class Builders:
-    """Builds in as many processes as threads ask at the same time; each process goes on for the next that asks.
+#: Builds an engine of a model of one op: as a plugin, or else in standard ops.
+Builder: TypeAlias = Callable[[onnx.ModelProto, bool], Engine]
 
-    Use it in a ``with``, which ends them all.
+
+def standard(here: Builder, *, tensorrt: str, **setup: Any) -> Standard:
+    """What builds for the current GPU; to be used in a ``with``.
 
     Args:
+        here: builds in this process, as :class:`swinopt.tensorrt.OpBuilder` does.
+        tensorrt: the name of the module.
+        setup: what that class takes besides.
+    """
+    # A program that was frozen, or has Python in it, would itself be started in Python's place.
+    if cuda.is_exclusive() or getattr(sys, "frozen", False) or not sys.executable:
+        return InTurn(here)
+    memory = max(_MEMORY, (setup["workspace"] or 0) << 20)
+    count = min(_AT_A_TIME, os.cpu_count() or 1, cuda.free_memory() // memory)
+    return Processes(max(1, count), device=cuda.current_device(), tensorrt=tensorrt, **setup)
+
+
+class InTurn:
+    """Builds in this process and thread, whatever is asked for at once."""
+
+    def __init__(self, build: Builder) -> None:
+        self._build = build
+
+    def begin(self, model: onnx.ModelProto) -> Future[Engine]:
+        """As :meth:`Processes.begin`, but that it has ended as well."""
+        future: Future[Engine] = Future()
+        try:
+            future.set_result(self._build(model, False))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def rest(self) -> None:
+        """Nothing waits here."""
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Processes:
+    """Builds in processes, each of which goes on for the next op until one fails.
+
+    Args:
+        count: how many build at a time.
         device: the GPU that they build for; None for none.
-        setup: what :class:`swinopt.tensorrt.OpBuilder` takes, and ``tensorrt``, the name of the module.
+        tensorrt: the name of the module.
+        setup: what :class:`swinopt.tensorrt.OpBuilder` takes besides.
     """
 
-    def __init__(self, *, device: int | None, **setup: Any) -> None:
-        self._setup = {"device": device, **setup}
+    def __init__(self, count: int, *, device: int | None, tensorrt: str, **setup: Any) -> None:
+        self._setup = (device, tensorrt, setup)
+        self._pool = ThreadPoolExecutor(count)  # a thread waits for each of them
+        self._running: set[_Process] = set()
         self._idle: list[_Process] = []
-        self._all: list[_Process] = []
+        self._closed = False
         self._lock = threading.Lock()
 
-    def build(self, model: onnx.ModelProto) -> Engine:
-        """An engine of a model of one op, in standard ops.
+    def begin(self, model: onnx.ModelProto) -> Future[Engine]:
+        """Begins to build an engine of a model of one op, as soon as a process is free.
 
-        Raises:
-            SwinoptError: it cannot be built, or the process that builds it ends. What is raised there is raised here.
+        What is raised in the process is raised by the future, and SwinoptError if it ends.
         """
+        return self._pool.submit(self._build, model)
+
+    def rest(self) -> None:
+        """Ends the processes that wait for an op: the GPU is not theirs alone."""
         with self._lock:
-            process = self._idle.pop() if self._idle else None
-            if process is None:
-                process = _Process(self._setup)
-                self._all.append(process)
-        answer = process.ask(model)
-        with self._lock:
-            self._idle.append(process)
-        if isinstance(answer, SwinoptError):
-            raise answer
-        engine: Engine = answer
-        return engine
+            idle, self._idle = self._idle, []
+        for process in idle:
+            self._end(process)
 
     def close(self) -> None:
-        """Ends all processes, those that are building as well: threads that wait for one get an error."""
+        """Ends all processes, those that build as well."""
         with self._lock:
-            for process in self._all:
-                process.kill()
-            self._idle.clear()
-            self._all.clear()
+            self._closed = True
+            running = list(self._running)
+        for process in running:
+            self._end(process)
+        self._pool.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> Builders:
+    def __enter__(self) -> Processes:
         return self
 
     def __exit__(
@@ -76,10 +124,45 @@ class Builders:
     ) -> None:
         self.close()
 
+    def _build(self, model: onnx.ModelProto) -> Engine:
+        data = model.SerializeToString()
+        process = self._taken()
+        try:
+            answer = process.ask(data)
+            if isinstance(answer, Exception):
+                raise answer
+        except BaseException:
+            # What failed there may have left nothing in working order.
+            self._end(process)
+            raise
+        with self._lock:
+            self._idle.append(process)
+        engine: Engine = answer
+        return engine
+
+    def _taken(self) -> _Process:
+        with self._lock:
+            if self._closed:
+                raise SwinoptError("it was to be built after the end of what builds")
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_running:
+                    return process
+            process = _Process(self._setup)
+            self._running.add(process)
+            return process
+
+    def _end(self, process: _Process) -> None:
+        process.end()
+        with self._lock:
+            self._running.discard(process)
+
+
+Standard: TypeAlias = Processes | InTurn
+
 
 class _Process:
-    def __init__(self, setup: dict[str, Any]) -> None:
-        self._setup: dict[str, Any] | None = setup
+    def __init__(self, setup: Any) -> None:
         try:
             self._process = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError as error:
@@ -87,20 +170,31 @@ class _Process:
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None and answers is not None  # both are pipes
         self._requests, self._answers = requests, answers
+        self._is_ready = False
+        pickle.dump(setup, self._requests)
 
-    def ask(self, model: onnx.ModelProto) -> Any:
-        """What a process makes of a model: an engine, or an error that it raised."""
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, model: bytes) -> Any:
+        """What the process makes of a model: an engine, or an error that it raised."""
         try:
-            if self._setup is not None:
-                pickle.dump(self._setup, self._requests)
-                self._setup = None
-            pickle.dump(model.SerializeToString(), self._requests)
+            pickle.dump(model, self._requests)
             self._requests.flush()
+            while not self._is_ready:
+                line = self._answers.readline()
+                if not line:
+                    raise EOFError
+                # Before it comes what is printed while Python starts.
+                self._is_ready = line == _READY
             return pickle.load(self._answers)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise SwinoptError(f"the process that built it {self.kill()}") from error
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE)
+            raise SwinoptError(f"the process that built it {self.end()}") from error
 
-    def kill(self) -> str:
+    def end(self) -> str:
         """Ends the process if it is running; how it ended, in words."""
         self._process.kill()
         status = self._process.wait()
@@ -108,38 +202,65 @@ class _Process:
         for pipe in (self._requests, self._answers):
             with suppress(OSError):  # what was to be written cannot be any more
                 pipe.close()
-        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        if status < 0:
+            return f"was ended by signal {-status} ({signal.strsignal(-status)})"
+        return f"ended with exit status {status}"
 
 
 def _command() -> list[str]:
     # Python's own way to start processes runs the user's script again, up to where it guards itself against that. What
-    # this one was told to import from counts there, too.
-    code = f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}"
-    return [os.fsdecode(spawn.get_executable()), "-c", f"{code}; from swinopt.builders import serve; serve()"]
+    # this process was told to import from counts there, too. An interrupt is for the one who asks, and what a library
+    # prints no answer.
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"answers = os.dup(1); os.dup2(2, 1); sys.path[:] = {path!r}; "
+        "from swinopt.builders import serve; serve(answers)"
+    )
+    return [sys.executable, "-c", code]
 
 
-def serve() -> None:
-    """What such a process does: answers each model on standard input by an engine or an error, until there are none."""
-    from swinopt import tensorrt, tensorrt_module
+def serve(answers: int) -> None:
+    """What such a process does: for each model on standard input an engine, or an error, until there are none.
 
-    with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what a library prints is no answer
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is told by the one who asked
-        setup = pickle.load(requests)
-        device, name = setup.pop("device"), setup.pop("tensorrt")
+    Args:
+        answers: the file descriptor to write them to.
+    """
+    # Who asks may be gone before the last answer.
+    with suppress(BrokenPipeError), os.fdopen(os.dup(0), "rb") as requests, os.fdopen(answers, "wb") as target:
+        target.write(b"\n" + _READY)
+        target.flush()
         build = None
+        setup = pickle.load(requests)
         while True:
             try:
                 model = onnx.ModelProto.FromString(pickle.load(requests))
             except EOFError:
                 return
             try:
-                if build is None:
-                    if device is not None:
-                        cuda.call("cudaSetDevice", device)
-                    build = tensorrt.OpBuilder(tensorrt_module.find(name), **setup)
-                answer: Engine | SwinoptError = build(model, plugin=False)
-            except SwinoptError as error:
-                answer = error
-            pickle.dump(answer, answers)
-            answers.flush()
+                build = build or _builder(*setup)
+                answer: Engine | Exception = build(model, False)
+            except Exception as error:
+                answer = _crossing(error)
+            pickle.dump(answer, target)
+            target.flush()
+
+
+def _builder(device: int | None, name: str, setup: dict[str, Any]) -> Builder:
+    from swinopt import tensorrt, tensorrt_module
+
+    if device is not None:
+        cuda.call("cudaSetDevice", device)
+    trt = tensorrt_module.find(name)
+    if setup["linears"]:
+        tensorrt_module.cublaslt_version(trt)  # loads what TensorRT may take products from, as in the other process
+    return tensorrt.OpBuilder(trt, **setup)
+
+
+def _crossing(error: Exception) -> Exception:
+    """An error as the other process can have it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return SwinoptError(f"{type(error).__name__}: {error}")
+    return error

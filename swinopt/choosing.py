@@ -19,9 +19,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ from onnx import helper, numpy_helper
 import swinopt
 from swinopt import cuda, graph, ops, passes, plugin_library, tensorrt_module
 from swinopt import profiles as profile
+from swinopt.builders import Builder, Standard
 from swinopt.choice import Choice, Choices, Form, by_time
 from swinopt.cuda_plugins import SOURCES, nvrtc
 from swinopt.engine import Engine, write_whole
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 BUILDING, MEASURING = "building what is measured", "measuring plugins"
 
-_AT_A_TIME = 8  # builds
-_MEMORY = 2 << 30  # bytes on the GPU that one of them may take
 _CLOSE = 1.1  # of the plugin's time: what a build alone may make of the standard ops
 _ROUNDS = 5
 _RUNS = 50
@@ -58,8 +56,6 @@ _KERNEL_SOURCES = ("*.cuh", "*.h", "*.cu", "*.py")
 
 _IN_WORDS: Mapping[Form, str] = {"plugin": "as a plugin", "standard": "in standard ops"}
 
-#: Builds an engine of a model of one op: with a plugin, or else spelled out.
-Builder: TypeAlias = Callable[[onnx.ModelProto, bool], Engine]
 #: Milliseconds as plugin and in standard ops.
 _Times: TypeAlias = tuple[float, float]
 
@@ -67,7 +63,8 @@ _Times: TypeAlias = tuple[float, float]
 def choose(
     model: onnx.ModelProto,
     profiles: profile.Profile | Sequence[profile.Profile] | None,
-    build: Builder,
+    plugin: Builder,
+    standard: Standard,
     *,
     trt: Any,
     settings: Mapping[str, Any],
@@ -78,7 +75,8 @@ def choose(
     Args:
         model: the model.
         profiles: as for :func:`swinopt.tensorrt.build`; sizes are those of the first one's usual shape.
-        build: builds an engine of one op, as its model and whether it is a plugin say.
+        plugin: builds engines of plugins.
+        standard: builds engines of standard ops.
         trt: the TensorRT module.
         settings: of the builds, by name, as far as times depend on them.
         progress: told of every build and every op.
@@ -106,8 +104,9 @@ def choose(
         "standard_ops": sources_hash(),
         **settings,
     }
-    candidates = [_Candidate(op, {**setup, **op.key()}, build) for op in found]
+    candidates = [_Candidate(op, {**setup, **op.key()}, plugin, standard) for op in found]
     _build_all([c for c in candidates if c.is_measured], progress)
+    standard.rest()
     choices = []
     for index, candidate in enumerate(candidates):
         if progress:
@@ -252,10 +251,10 @@ def _plain(value: Any) -> Any:
 class _Candidate:
     """An op for which there is something to choose, what is known of it, and what is built to find out."""
 
-    def __init__(self, op: _Op, key: Mapping[str, Any], build: Builder) -> None:
+    def __init__(self, op: _Op, key: Mapping[str, Any], plugin: Builder, standard: Standard) -> None:
         self.op, self.key = op, key
         self.cached = _read(key) if op.shapes else None
-        self._builder = build
+        self._plugin, self._standard = plugin, standard
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
 
@@ -266,9 +265,25 @@ class _Candidate:
 
     def build(self, form: Form) -> None:
         """Builds the engine of one form, or notes why it cannot be built."""
+        if form == "plugin":
+            self._take(form, lambda: self._plugin(self.op.model(), True))
+        else:
+            self._take(form, lambda: self._standard.begin(self.op.model()).result())
+
+    def begin(self) -> Future[Engine] | None:
+        """Begins to build the standard ops; None if there is nothing to build."""
+        with _noted("standard", self._failures):
+            return self._standard.begin(self.op.model())
+        return None
+
+    def end(self, begun: Future[Engine]) -> None:
+        """Takes what was begun, or notes why it could not be built."""
+        self._take("standard", begun.result)
+
+    def _take(self, form: Form, engine: Callable[[], Engine]) -> None:
         self._failures.pop(form, None)
         with _noted(form, self._failures):
-            self._engines[form] = self._builder(self.op.model(), form == "plugin")
+            self._engines[form] = engine()
 
     def choice(self) -> Choice:
         """What the op should become, by the times that are known or else by a measurement."""
@@ -336,21 +351,10 @@ def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> N
     for candidate in candidates:
         tell()
         candidate.build("plugin")
-    with ThreadPoolExecutor(_at_a_time()) as pool:
-        try:
-            for future in as_completed([pool.submit(candidate.build, "standard") for candidate in candidates]):
-                tell()
-                future.result()
-        except BaseException:  # an interrupt, or the listener's: builds that have begun cannot be stopped
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _at_a_time() -> int:
-    """How many standard ops are built at the same time: each process has memory of its own on the GPU."""
-    if cuda.is_exclusive():
-        return 1
-    return max(1, min(_AT_A_TIME, os.cpu_count() or 1, cuda.free_memory() // _MEMORY))
+    begun = {future: candidate for candidate in candidates if (future := candidate.begin())}
+    for future in as_completed(begun):
+        tell()
+        begun[future].end(future)
 
 
 @contextmanager

@@ -13,17 +13,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from swinopt import choosing, cuda, ops, tensorrt_module
+from swinopt import builders, choosing, cuda, ops, tensorrt_module
 from swinopt import graph as graphs
 from swinopt import profiles as profile
 from swinopt.api import Optimized
-from swinopt.builders import Builders
 from swinopt.choice import Choices
 from swinopt.engine import Engine, write_whole
 from swinopt.errors import ModelError, OptionError, SwinoptError
@@ -83,7 +81,8 @@ def build(
             merging of patches before it, V2's with the residual addition behind it, all others alone.
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; in half precision a linear may be a tenth slower,
-            or all of one size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Times are
+            or all of one size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Standard
+            ops are built by Python processes of their own, up to eight, as CPUs and the GPU's memory allow. Times are
             kept in swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing:
             there it is the same as ``"on"``, but for linears in fp32 and tf32, which stay standard ops.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
@@ -136,12 +135,8 @@ def build(
             "optimization_level": optimization_level,
         }
         here = OpBuilder(trt, **settings, linears=linears, builder=build.builder)
-        with Builders(device=cuda.current_device(), tensorrt=trt.__name__, **settings, linears=linears) as elsewhere:
-
-            def alone(op: onnx.ModelProto, plugin: bool) -> Engine:
-                return here(op, plugin=plugin) if plugin or cuda.is_exclusive() else elsewhere.build(op)
-
-            choices = choosing.choose(proto, profiles, alone, trt=trt, settings=settings, progress=told)
+        with builders.standard(here, tensorrt=trt.__name__, **settings, linears=linears) as elsewhere:
+            choices = choosing.choose(proto, profiles, here, elsewhere, trt=trt, settings=settings, progress=told)
         build.notes += choices.failures
     return build.engine(proto, profiles, plugins=plugins != "off", choices=choices)
 
@@ -168,16 +163,16 @@ class OpBuilder:
         linears: bool,
         builder: Any = None,
     ) -> None:
-        self._builder = builder
-        self._begin = partial(_Build, trt, precision, None, workspace, optimization_level, None, linears)
+        self._trt, self._precision, self._workspace = trt, precision, workspace
+        self._level, self._linears, self._builder = optimization_level, linears, builder
 
-    def __call__(self, op: onnx.ModelProto, *, plugin: bool) -> Engine:
+    def __call__(self, op: onnx.ModelProto, plugin: bool) -> Engine:
         """An engine of an op, as a plugin or in standard ops.
 
         Raises:
             SwinoptError: as for :func:`build`.
         """
-        one = self._begin(self._builder)
+        one = _Build(self._trt, self._precision, None, self._workspace, self._level, None, self._linears, self._builder)
         self._builder = one.builder
         return one.engine_of_op(op, plugin)
 

@@ -89,7 +89,8 @@ def _show_the_parser_its_library() -> None:
 def logger(trt: Any) -> Any:
     """The logger of a module, one a process as TensorRT wants it.
 
-    It passes everything on to the Python logger ``swinopt.tensorrt``, and keeps the last errors for :func:`complaints`.
+    It passes everything on to the Python logger ``swinopt.tensorrt``, and keeps the last errors for :func:`complaints`;
+    that of a process that builds single ops (:mod:`swinopt.builders`) is its own, and what it logs not seen here.
     """
     severity = trt.ILogger.Severity
     levels = {

@@ -35,7 +35,7 @@ class Runtime:
         self._of_thread = threading.local()
         self.room = 1 << 20
         self.free = 64 << 30
-        self.compute_mode = 0
+        self.compute_modes: dict[int, int] = {}
         self.capture_status = 0
         self.clock = 0.0
 
@@ -65,7 +65,7 @@ class Runtime:
         return 0, SimpleNamespace(name=self.name, major=9, minor=self.minor)
 
     def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
-        return 0, self.compute_mode
+        return 0, self.compute_modes.get(device, 0)
 
     def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
         return 0, b"cudaErrorPretended"

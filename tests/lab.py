@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from swinopt import cuda, ops, plugin_library, tensorrt, tensorrt_module
+from swinopt import builders, cuda, ops, plugin_library, tensorrt, tensorrt_module
 from swinopt.engine import Engine
 from swinopt.testing import parse
 from swinopt.timing import Timing
@@ -57,6 +58,7 @@ class Lab:
         times: by op, for a plugin and for standard ops; what is an exception is raised instead.
         fails: whether a model cannot be built.
         devices: the GPU for which standard ops are built, of every build that measures.
+        rests: how often what builds them was told that there are no more of them for now.
     """
 
     def __init__(self, version: str) -> None:
@@ -66,6 +68,7 @@ class Lab:
         self.timed: list[tuple[str, bool, bool]] = []
         self.closed: list[str] = []
         self.devices: list[int] = []
+        self.rests = 0
         self.open = 0  # benches that were not closed before their engine was
         self.times: dict[str, Any] = dict(TIMES)
         self.graph: Callable[[bool], bool] = lambda plugin: True
@@ -150,18 +153,31 @@ class _Measurable(TensorRT):
         return made
 
 
-class _Builders:
-    """In the place of processes, which would have another TensorRT: what they do, in the threads that ask them."""
+class _Threads:
+    """In the place of processes, which would have another TensorRT: what they do, in threads."""
 
-    def __init__(self, lab: Lab, device: int, setup: dict[str, Any]) -> None:
+    def __init__(self, lab: Lab, count: int, device: int, setup: dict[str, Any]) -> None:
         self.lab, self.setup, self.of_thread = lab, setup, threading.local()
+        self.pool = ThreadPoolExecutor(count)
         lab.devices.append(device)
+
+    def begin(self, made: onnx.ModelProto) -> Future[Engine]:
+        return self.pool.submit(self.build, made)
 
     def build(self, made: onnx.ModelProto) -> Engine:
         if not hasattr(self.of_thread, "build"):
             self.of_thread.build = tensorrt.OpBuilder(self.lab.trt, **self.setup)
-        engine: Engine = self.of_thread.build(made, plugin=False)
+        engine: Engine = self.of_thread.build(made, False)
         return engine
+
+    def rest(self) -> None:
+        self.lab.rests += 1
+
+    def __enter__(self) -> _Threads:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
 
 def set_up(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
@@ -172,9 +188,7 @@ def set_up(version: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Lab:
     monkeypatch.setattr(tensorrt_module, "find", lambda name=None: made.trt)
     monkeypatch.setattr(plugin_library, "find_library", lambda version=None: None)
     monkeypatch.setattr(
-        tensorrt,
-        "Builders",
-        lambda *, device, tensorrt, **setup: contextlib.nullcontext(_Builders(made, device, setup)),
+        builders, "Processes", lambda count, *, device, tensorrt, **setup: _Threads(made, count, device, setup)
     )
     monkeypatch.setattr(Engine, "bench", lambda engine, graph: made.bench(engine, graph))
     monkeypatch.setattr(Engine, "close", lambda engine: made.closed.append(str(engine)))

@@ -1,34 +1,46 @@
-"""Processes that build engines of single ops: TensorRT-RTX builds in them without a GPU."""
+"""What builds engines of single ops in processes of its own: TensorRT-RTX does it without a GPU."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from swinopt import builders, ops, tensorrt, tensorrt_module
-from swinopt.builders import Builders
+from swinopt.builders import InTurn, Processes
+from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, SwinoptError
 from swinopt.testing import parse
 
-SETUP = {"precision": "fp16", "workspace": None, "optimization_level": None, "linears": False}
+SETUP: dict[str, Any] = {"precision": "fp16", "workspace": None, "optimization_level": None, "linears": False}
 MERGING = parse(
     "g (float[1, 8, 8, 16] x) => (float[1, 4, 4, 64] y) { y = swinopt.PatchMerging(x, gamma, beta) }",
     gamma=np.ones(64, np.float32),
     beta=np.zeros(64, np.float32),
 )
+UNKNOWN = parse("g (float[1, 4] x) => (float[1, 4] y) { y = com.example.Unknown(x) }")
+
+SERVE = "import os; answers = os.dup(1); os.dup2(2, 1); from swinopt import builders, tensorrt; "
+USUAL = f"{SERVE} builders.serve(answers)"
 
 
 @pytest.fixture
 def rtx() -> str:
     pytest.importorskip("tensorrt_rtx", reason='building without a GPU needs TensorRT-RTX: pip install "swinopt[rtx]"')
     return "tensorrt_rtx"
+
+
+def processes(name: str, count: int = 1, device: int | None = None) -> Processes:
+    return Processes(count, device=device, tensorrt=name, **SETUP)
 
 
 def started(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[str]:
@@ -38,86 +50,116 @@ def started(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[str]:
     return left
 
 
+def building(body: str) -> str:
+    """A process whose builder does this with the ``op`` that it is given."""
+    return f"""{SERVE}
+def build(op, plugin):
+    import time
+    {body}
+builders._builder = lambda *setup: build
+builders.serve(answers)
+"""
+
+
 # ------------------------------------------------------------------------------------------------------- what is built
 
 
 def test_an_engine_from_another_process_is_the_one_that_would_be_built_here(rtx: str) -> None:
-    here = tensorrt.OpBuilder(tensorrt_module.find(rtx), **SETUP)(MERGING, plugin=False)
-    with Builders(device=None, tensorrt=rtx, **SETUP) as others:
-        there = others.build(MERGING)
+    here = tensorrt.OpBuilder(tensorrt_module.find(rtx), **SETUP)(MERGING, False)
+    with processes(rtx) as others:
+        there = others.begin(MERGING).result()
     assert ops.uses(MERGING).total() == 1 and there.plugin_layers == 0
     assert (there.interface, there.precision, there.notes) == (here.interface, here.precision, here.notes)
     assert there.inputs["x"].dtype == "float16", "its ends are those of an engine of half precision"
     assert there.plan and str(there) == str(here)
 
 
-def test_a_process_goes_on_for_whoever_asks_next(rtx: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = started(monkeypatch, *3 * ["from swinopt.builders import serve; serve()"])
-    with Builders(device=None, tensorrt=rtx, **SETUP) as others:
-        for _ in range(3):
-            others.build(MERGING)
-        assert len(left) == 2, "starting one takes seconds"
-        met = threading.Barrier(2)
-
-        def build(_: int) -> int:
-            met.wait(timeout=30)
-            return len(others.build(MERGING).plan)
-
-        with ThreadPoolExecutor(2) as pool:
-            assert all(pool.map(build, range(2)))
-        assert len(left) == 1, "two that ask at the same time have one each"
+def test_a_process_goes_on_until_it_is_told_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = started(monkeypatch, *3 * [building("return os.getpid()")])
+    with processes("tensorrt") as others:
+        first, second = (others.begin(MERGING).result() for _ in range(2))
+        assert first == second and len(left) == 2, "starting one takes seconds"
+        others.rest()
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(str(first)), 0)
+        assert others.begin(MERGING).result() != first
 
 
-def test_what_cannot_be_built_is_told_and_the_process_goes_on(rtx: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = started(monkeypatch, "from swinopt.builders import serve; serve()")
-    unknown = parse("g (float[1, 4] x) => (float[1, 4] y) { y = com.example.Unknown(x) }")
-    with Builders(device=None, tensorrt=rtx, **SETUP) as others:
+def test_as_many_build_at_a_time_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = "begun = time.monotonic(); time.sleep(0.5); return begun, time.monotonic()"
+    started(monkeypatch, *2 * [building(begun)])
+    with processes("tensorrt", count=2) as others:
+        spans: Any = [future.result() for future in [others.begin(MERGING) for _ in range(4)]]
+    together = [sum(begin <= one[0] < end for begin, end in spans) for one in spans]
+    assert max(together) == 2
+
+
+def test_what_cannot_be_built_is_told(rtx: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = started(monkeypatch, USUAL, USUAL)
+    with processes(rtx) as others:
         with pytest.raises(ModelError, match=r"does not take the model.*Unknown"):
-            others.build(unknown)
-        assert others.build(MERGING).plan and not left
+            others.begin(UNKNOWN).result()
+        assert others.begin(MERGING).result().plan and not left, "by another process: that one may be broken"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "told"),
+    [
+        ("MissingDependencyError('no such library')", MissingDependencyError, "^no such library$"),
+        ("KeyError('a bug')", KeyError, "a bug"),
+        ("type('Own', (Exception,), {})('of a class that is not here')", SwinoptError, "Own: of a class that is not"),
+    ],
+)
+def test_what_is_raised_there_is_raised_here(
+    raised: str, expected: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(monkeypatch, building(f"from swinopt.errors import MissingDependencyError; raise {raised}"))
+    with processes("tensorrt") as others, pytest.raises(expected, match=told):
+        others.begin(MERGING).result()
 
 
 def test_what_is_printed_there_is_no_answer(
-    rtx: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    noise = """
-import os
-from swinopt import builders, tensorrt
-class Loud(tensorrt.OpBuilder):
-    def __call__(self, op, *, plugin):
-        os.write(1, b"said by a library\\n")
-        return super().__call__(op, plugin=plugin)
-tensorrt.OpBuilder = Loud
-builders.serve()
-"""
-    started(monkeypatch, noise)
-    with Builders(device=None, tensorrt=rtx, **SETUP) as others:
-        assert others.build(MERGING).plan
-    assert "said by a library" in capfd.readouterr().err
-
-
-def test_it_imports_from_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('this one is from the folder')\n")
+    (tmp_path / "tensorrt.py").write_text("print('while it is imported', flush=True); raise ImportError('found')\n")
+    (tmp_path / "sitecustomize.py").write_text("print('while Python starts', flush=True)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with (
-        Builders(device=None, tensorrt="tensorrt", **SETUP) as others,
-        pytest.raises(MissingDependencyError, match="this one is from the folder"),
-    ):
-        others.build(MERGING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with processes("tensorrt") as others, pytest.raises(MissingDependencyError, match="found"):
+        others.begin(MERGING).result()
+    assert "while it is imported" in capfd.readouterr().err
 
 
-def test_a_script_is_not_run_again(rtx: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_script_is_not_run_again(rtx: str, tmp_path: Path) -> None:
     """As it would be by Python's own way to start processes."""
     script = tmp_path / "script.py"
     script.write_text(f"""
 import pickle
-from swinopt.builders import Builders
+from swinopt.builders import Processes
 print("begun")
-with Builders(device=None, tensorrt={rtx!r}, **{SETUP!r}) as others:
-    print(len(others.build(pickle.loads({pickle.dumps(MERGING)!r})).plan) > 0)
+with Processes(1, device=None, tensorrt={rtx!r}, **{SETUP!r}) as others:
+    print(len(others.begin(pickle.loads({pickle.dumps(MERGING)!r})).result().plan) > 0)
 """)
-    subprocess.run([sys.executable, script], check=True, timeout=120)
-    assert capfd.readouterr().out.split() == ["begun", "True"]
+    done = subprocess.run([sys.executable, script], check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.split() == ["begun", "True"]
+
+
+def test_in_turn_it_is_built_here_and_now() -> None:
+    engine = Engine(b"plan", None)
+    asked: list[tuple[onnx.ModelProto, bool]] = []
+
+    def build(model: onnx.ModelProto, plugin: bool) -> Engine:
+        asked.append((model, plugin))
+        if model is UNKNOWN:
+            raise SwinoptError("it cannot")
+        return engine
+
+    with InTurn(build) as here:
+        begun = [here.begin(MERGING), here.begin(UNKNOWN)]
+        assert asked == [(MERGING, False), (UNKNOWN, False)]
+        assert begun[0].result() is engine
+        with pytest.raises(SwinoptError, match="it cannot"):
+            begun[1].result()
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong
@@ -125,51 +167,57 @@ with Builders(device=None, tensorrt={rtx!r}, **{SETUP!r}) as others:
 
 @pytest.mark.parametrize(
     ("end", "told"),
-    [("os.abort()", "was ended by SIGABRT"), ("os._exit(3)", "ended with exit status 3"), ("1/0", "exit status 1")],
+    [("os.abort()", r"was ended by signal 6 \(Aborted\)"), ("os._exit(3)", "ended with exit status 3")],
 )
 def test_a_process_that_ends_is_the_failure_of_one_op(
     end: str, told: str, rtx: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads = "import os, pickle, sys; pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer)"
-    started(monkeypatch, f"{reads}; {end}", "from swinopt.builders import serve; serve()")
-    with Builders(device=None, tensorrt=rtx, **SETUP) as others:
-        with pytest.raises(SwinoptError, match=f"the process that built it .*{told}"):
-            others.build(MERGING)
-        assert others.build(MERGING).plan
+    started(monkeypatch, building(end), USUAL)
+    with processes(rtx) as others:
+        with pytest.raises(SwinoptError, match=f"the process that built it {told}"):
+            others.begin(MERGING).result()
+        assert others.begin(MERGING).result().plan
+
+
+def test_a_process_that_ends_while_it_waits_is_the_failure_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, *2 * [building("return os.getpid()")])
+    with processes("tensorrt") as others:
+        first = int(str(others.begin(MERGING).result()))
+        os.kill(first, signal.SIGKILL)
+        while next(iter(others._running)).is_running:
+            time.sleep(0.01)
+        assert others.begin(MERGING).result() != first
 
 
 def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builders, "_command", lambda: ["/nowhere/python"])
-    with (
-        Builders(device=None, tensorrt="tensorrt", **SETUP) as others,
-        pytest.raises(SwinoptError, match="does not start: No such file"),
-    ):
-        others.build(MERGING)
-
-
-def test_a_process_that_answers_nonsense_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    started(monkeypatch, "import time; print('hello', flush=True); time.sleep(600)")
-    with (
-        Builders(device=None, tensorrt="tensorrt", **SETUP) as others,
-        pytest.raises(SwinoptError, match="was ended by SIGKILL"),
-    ):
-        others.build(MERGING)
-
-
-def test_closing_ends_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    started(monkeypatch, "import time; time.sleep(600)")
-    with ThreadPoolExecutor(1) as pool:
-        with Builders(device=None, tensorrt="tensorrt", **SETUP) as others:
-            building = pool.submit(others.build, MERGING)
-            while not others._all:
-                assert not building.done(), building.exception()
-        with pytest.raises(SwinoptError, match="was ended by SIGKILL"):
-            building.result(timeout=30)
+    with processes("tensorrt") as others, pytest.raises(SwinoptError, match="does not start: No such file"):
+        others.begin(MERGING).result()
 
 
 def test_without_the_gpu_that_it_is_for_nothing_is_built(rtx: str) -> None:
-    with (
-        Builders(device=99, tensorrt=rtx, **SETUP) as others,
-        pytest.raises(SwinoptError, match="cudaSetDevice failed"),
-    ):
-        others.build(MERGING)
+    with processes(rtx, device=99) as others, pytest.raises(SwinoptError, match="cudaSetDevice failed"):
+        others.begin(MERGING).result()
+
+
+def test_an_end_does_not_wait_for_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = started(monkeypatch, *2 * [building("time.sleep(600)")])
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), processes("tensorrt") as others:
+        futures = [others.begin(MERGING) for _ in range(3)]
+        while not others._running:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 60 and len(left) == 1
+    assert all(future.cancelled() or isinstance(future.exception(), SwinoptError) for future in futures)
+    assert not others._running
+
+
+def test_an_interrupt_is_for_the_one_who_asks(rtx: str) -> None:
+    """A terminal sends it to all of them, and a program may well go on after it."""
+    with processes(rtx) as others:
+        others.begin(MERGING).result()
+        (process,) = others._running
+        process._process.send_signal(signal.SIGINT)
+        assert others.begin(MERGING).result().plan
+        assert others._running == {process}

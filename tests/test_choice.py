@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx
 import pytest
 
 import swinopt
-from swinopt import choosing, ops, plugin_library, tensorrt, tensorrt_module
+from swinopt import builders, choosing, ops, plugin_library, tensorrt, tensorrt_module
 from swinopt.choice import Choice, Choices, by_time
 from swinopt.engine import Engine
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, SwinoptError
@@ -129,9 +130,12 @@ def test_what_is_alike_is_measured_once(lab: Lab) -> None:
     assert len(lab.closed) == 8, "an engine that was measured keeps memory of the GPU"
 
 
-@pytest.mark.parametrize(("cpus", "free", "builds"), [(4, 64, 4), (1, 64, 1), (64, 5, 2), (64, 1, 1)])
+@pytest.mark.parametrize(
+    ("cpus", "free", "workspace", "builds"),
+    [(4, 64, None, 4), (1, 64, None, 1), (64, 5, None, 2), (64, 1, None, 1), (64, 64, 22000, 2)],
+)
 def test_standard_ops_are_built_as_many_at_a_time_as_there_is_room_for(
-    cpus: int, free: int, builds: int, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    cpus: int, free: int, workspace: int | None, builds: int, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     lab.gpu.free = free << 30
@@ -146,18 +150,33 @@ def test_standard_ops_are_built_as_many_at_a_time_as_there_is_room_for(
         return False
 
     lab.fails = together
-    lab.build()
+    lab.build(workspace=workspace)
     assert lab.devices == [1], "they are for the GPU of the caller"
     assert len(lab.trt.builders) == 1 + builds, "making a builder takes long"
+    assert lab.rests == 1, "what waits holds memory of the GPU while others are timed"
 
 
-def test_where_the_gpu_is_for_one_process_all_is_built_in_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    lab.gpu.compute_mode = 3
+@pytest.mark.parametrize("reason", ["exclusive", "frozen", "embedded"])
+def test_where_there_can_be_no_other_process_all_is_built_in_this_one(
+    reason: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.gpu.current = 1
+    if reason == "exclusive":
+        lab.gpu.compute_modes = {1: 3}
+    elif reason == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        monkeypatch.setattr(sys, "executable", "")
     threads: set[int] = set()
-    lab.fails = lambda made: threads.add(threading.get_ident())
-    lab.build()
-    assert len(lab.trt.builders) == 1 and len(threads) == 2, "this thread and another one, one after the other"
+
+    def alone(made: onnx.ModelProto) -> bool:
+        threads.add(threading.get_ident())
+        return made.graph.name == "AddLayerNorm" and not ops.uses(made)
+
+    lab.fails = alone
+    engine = lab.build()
+    assert (threads, lab.devices, len(lab.trt.builders)) == ({threading.get_ident()}, [], 1)
+    assert chosen(engine) == {"a": "plugin", "e": "plugin", "c": "plugin", "s": "plugin", "y": "standard"}
 
 
 def test_what_fails_among_others_is_built_again_alone(lab: Lab) -> None:
@@ -302,7 +321,7 @@ def test_the_listener_is_told(lab: Lab) -> None:
 
 
 def test_a_listener_that_raises_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_AT_A_TIME", 1)
+    monkeypatch.setattr(builders, "_AT_A_TIME", 1)
     built_then: list[int] = []
 
     def listen(phase: str, step: int, steps: int) -> None:
@@ -431,7 +450,11 @@ def test_what_is_missing_to_run_engines_is_an_error(lab: Lab) -> None:
 def test_an_op_whose_sizes_cannot_be_told_stays_a_plugin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     given = model(2)
     given.graph.input[0].type.tensor_type.ClearField("shape")
-    choices = choosing.choose(given, None, lambda *_: pytest.fail("nothing is built"), trt=lab.trt, settings={})
+
+    def nothing(made: onnx.ModelProto, plugin: bool) -> Engine:
+        raise AssertionError("nothing is built")
+
+    choices = choosing.choose(given, None, nothing, builders.InTurn(nothing), trt=lab.trt, settings={})
     assert {c.chosen for c in choices} == {"plugin"} and {c.why for c in choices} == {"its sizes cannot be told"}
     assert sorted(name for c in choices for name in c.nodes) == ["a", "c", "e", "s", "y"]
     assert not choices.spelled_out
