@@ -201,7 +201,7 @@ def test_without_the_gpu_that_it_is_for_nothing_is_built(rtx: str) -> None:
 
 
 def test_an_end_does_not_wait_for_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = started(monkeypatch, *2 * [building("time.sleep(600)")])
+    left = started(monkeypatch, *2 * [building("time.sleep(90)")])
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), processes("tensorrt") as others:
         futures = [others.begin(MERGING) for _ in range(3)]
