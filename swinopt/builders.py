@@ -226,17 +226,16 @@ def serve(answers: int) -> None:
     Args:
         answers: the file descriptor to write them to.
     """
-    # Who asks may be gone before the last answer.
-    with suppress(BrokenPipeError), os.fdopen(os.dup(0), "rb") as requests, os.fdopen(answers, "wb") as target:
+    with (
+        suppress(EOFError, BrokenPipeError),  # whoever asks may be gone before the last answer, too
+        os.fdopen(os.dup(0), "rb") as requests,
+        os.fdopen(answers, "wb") as target,
+    ):
         target.write(b"\n" + _READY)
         target.flush()
-        build = None
-        setup = pickle.load(requests)
+        setup, build = pickle.load(requests), None
         while True:
-            try:
-                model = onnx.ModelProto.FromString(pickle.load(requests))
-            except EOFError:
-                return
+            model = onnx.ModelProto.FromString(pickle.load(requests))
             try:
                 build = build or _builder(*setup)
                 answer: Engine | Exception = build(model, False)
