@@ -6,7 +6,7 @@
 
 Models have seeded random weights, with biases, norms and bias tables randomised too; they are exported once and kept in
 a folder. Each export, each measurement of numbers and each measurement of time runs in a process of its own. The exit
-code is 1 if a bar (the constants below) is missed, and the misses are listed.
+code is 1 if a bar (of graphs_table.py) is missed, and the misses are listed.
 
 Which nodes belong to a block is read off the graph. A Swin is a chain of tensors that carry everything: cut it behind
 each node after which exactly one computed tensor is still needed. A piece that ends in an Add of the tensor it starts
@@ -33,15 +33,27 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pages import fill_in
+from anatomy import dissect
+from graphs_page import as_markdown, write_into_readme
+from graphs_table import (
+    EXPORTERS,
+    FORBIDDEN_IN_BLOCKS,
+    MAX_ABS_DIFF,
+    MODELS,
+    TARGETS,
+    Model,
+    Row,
+    missed,
+    missed_between,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -49,175 +61,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "graphs.md"
-README = ROOT / "README.md"
-
-# ---------------------------------------------------------------------------------------------------------- the bars
-
-#: Most nodes of a block, by target. Without Gelu as one node, GELU takes five instead of one; and where tokens lie as
-#: rows between two window attentions, two Reshapes lead there and back.
-BLOCK_NODES = {"tensorrt": 14, "tensorrt-8.6": 20}
-#: Most nodes of a patch merging for TensorRT.
-MERGING_NODES = 5
-#: Most nodes of stem and head together for TensorRT.
-REST_NODES = 15
-#: What a fused block has no more: the softmax, and all data movement but views.
-FORBIDDEN_IN_BLOCKS = ("Softmax", "Slice", "Concat", "Pad", "Gather", "Split", "Transpose")
-#: Most nodes for the portable target, by model; onnxsim 0.8.1 leaves 556 (TorchScript) and 489 (dynamo) of swin_tiny.
-PORTABLE_NODES = {"swin_tiny_patch4_window7_224": 400}
-#: Largest absolute difference to the original in fp32, where outputs are of order 1 (else times their largest value).
-MAX_ABS_DIFF = 2e-5
-#: Longest time of optimize(verify=False), as a multiple of onnxsim.simplify on the same file in the same process ...
-TIME_TO_ONNXSIM = 1.0
-#: ... judged on this one; the others are shown.
-TIMED = ("swin_base_patch4_window7_224", "torchscript")
-#: Highest resident memory of a process that optimizes a file and does nothing else, as a multiple of the file ...
-MEMORY_TO_FILE = 4.0
-#: ... judged from this size on, in bytes: the interpreter and its packages alone take what a small file does.
-MEMORY_JUDGED_FROM = 300e6
-
-# -------------------------------------------------------------------------------------------------------- the models
-
-TARGETS = ("tensorrt", "tensorrt-8.6", "portable", "onnxruntime")
-EXPORTERS = {"torchscript": 17, "dynamo": 20}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to measure.
-
-    Attributes:
-        name: what timm calls it, or ``"bert"``.
-        blocks: number of its Swin blocks; 0 if it is no Swin.
-        layer_norms: number of its LayerNorms, if it is no Swin.
-        gelus: number of its GELUs, if it is no Swin.
-    """
-
-    name: str
-    blocks: int = 0
-    layer_norms: int = 0
-    gelus: int = 0
-
-
-MODELS = (
-    Model("swin_tiny_patch4_window7_224", blocks=12),
-    Model("swin_small_patch4_window7_224", blocks=24),
-    Model("swin_base_patch4_window7_224", blocks=24),
-    Model("swin_large_patch4_window7_224", blocks=24),
-    Model("swin_base_patch4_window12_384", blocks=24),
-    Model("swinv2_tiny_window8_256", blocks=12),
-    Model("swinv2_base_window16_256", blocks=24),
-    Model("resnet18"),
-    Model("vit_tiny_patch16_224", layer_norms=25, gelus=12),
-    Model("convnext_atto", layer_norms=17, gelus=12),
-    Model("bert", layer_norms=9, gelus=4),
-)
-
-
-@dataclass
-class Row:
-    """What was measured of one model from one exporter.
-
-    Attributes:
-        model: its name.
-        exporter: the exporter.
-        file_bytes: size of the exported file.
-        exported: number of nodes as exported.
-        onnxsim: number of nodes that onnxsim leaves; None if it was not run.
-        nodes: number of nodes by target.
-        diff: largest absolute difference to the original by target.
-        scale: largest absolute value of the original's outputs.
-        attentions: number of swinopt::WindowAttention for target tensorrt.
-        blocks: nodes of the largest block, by target.
-        block_count: number of blocks that were found for target tensorrt.
-        merging: nodes of the largest patch merging for target tensorrt.
-        rest: nodes of stem and head for target tensorrt.
-        forbidden: op type to number of nodes left inside blocks, for the TensorRT targets.
-        fused: number of LayerNormalization and Gelu nodes for target tensorrt.
-        rolled_back: "target: pass" for passes that had to be rolled back.
-        seconds: median time of optimize(verify=False).
-        onnxsim_seconds: median time of onnxsim.simplify.
-        peak_bytes: highest resident memory of a process that only optimizes the file.
-        failures: what could not be measured, and why.
-        misses: the bars that were missed.
-    """
-
-    model: str
-    exporter: str
-    file_bytes: int = 0
-    exported: int = 0
-    onnxsim: int | None = None
-    nodes: dict[str, int] = field(default_factory=dict)
-    diff: dict[str, float] = field(default_factory=dict)
-    scale: float = 0.0
-    attentions: int = 0
-    blocks: dict[str, int] = field(default_factory=dict)
-    block_count: int = 0
-    merging: int = 0
-    rest: int = 0
-    forbidden: dict[str, int] = field(default_factory=dict)
-    fused: dict[str, int] = field(default_factory=dict)
-    rolled_back: list[str] = field(default_factory=list)
-    seconds: float | None = None
-    onnxsim_seconds: float | None = None
-    peak_bytes: int = 0
-    failures: list[str] = field(default_factory=list)
-    misses: list[str] = field(default_factory=list)
-
-
-# ----------------------------------------------------------------------------------------------------------- anatomy
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The op types of a Swin graph, sorted into its parts as the module's docstring says."""
-
-    blocks: list[list[str]]
-    mergings: list[list[str]]
-    rest: list[str]
-
-
-def dissect(model: onnx.ModelProto) -> Anatomy:
-    """Sorts every node of a model into a block, a patch merging or the rest."""
-    anatomy = Anatomy([], [], [])
-    between: list[str] = []
-    needs_mlp = False
-    for op_types, is_residual in _pieces(model.graph):
-        if is_residual and not needs_mlp and {"WindowAttention", "Softmax"} & set(op_types):
-            _place(between, anatomy)
-            between, needs_mlp = [], True
-            anatomy.blocks.append(list(op_types))
-        elif needs_mlp:
-            anatomy.blocks[-1] += op_types
-            needs_mlp = not is_residual
-        else:
-            between += op_types
-    anatomy.rest.extend(between)
-    return anatomy
-
-
-def _place(between: list[str], anatomy: Anatomy) -> None:
-    if not anatomy.blocks:
-        anatomy.rest.extend(between)
-    elif {"MatMul", "Gemm", "Conv"} & set(between):
-        anatomy.mergings.append(between)
-    else:
-        anatomy.blocks[-1] += between
-
-
-def _pieces(graph: onnx.GraphProto) -> Iterator[tuple[list[str], bool]]:
-    """The op types between one tensor that carries everything and the next, and whether they are a residual branch."""
-    last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    last_use |= {value.name: len(graph.node) for value in graph.output}
-    live = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    carrier, piece = next(iter(live), ""), []
-    for index, node in enumerate(graph.node):
-        piece.append(node.op_type)
-        live = {name for name in (*live, *node.output) if last_use.get(name, -1) > index}
-        if len(live) == 1:
-            yield piece, node.op_type == "Add" and carrier in node.input
-            (carrier,), piece = live, []
-    yield piece, False
-
 
 # ------------------------------------------------------------------------- what is measured, each in its own process
 
@@ -368,162 +211,6 @@ def measure(model: Model, exporter: str, arguments: argparse.Namespace) -> Row:
         row.failures.append(f"{type(error).__name__}: {error}")
     row.misses = list(missed(model, row))
     return row
-
-
-# ----------------------------------------------------------------------------------------------------------- judging
-
-
-def missed(model: Model, row: Row) -> Iterator[str]:
-    """The bars that one row misses."""
-    yield from row.failures
-    yield from (f"rolled back for target {entry}" for entry in row.rolled_back)
-    for target, diff in row.diff.items():
-        allowed = MAX_ABS_DIFF * max(1.0, row.scale)
-        if not diff <= allowed:
-            yield f"max abs diff {diff:.1e} for target {target}, and {allowed:.1e} is allowed"
-    yield from _missed_by_swin(model, row) if model.blocks else _missed_by_others(model, row)
-    if (row.model, row.exporter) == TIMED and row.seconds and row.onnxsim_seconds:
-        ratio = row.seconds / row.onnxsim_seconds
-        if ratio > TIME_TO_ONNXSIM:
-            yield f"optimize takes {ratio:.2f} times as long as onnxsim, and {TIME_TO_ONNXSIM} is allowed"
-    if row.file_bytes >= MEMORY_JUDGED_FROM and row.peak_bytes > MEMORY_TO_FILE * row.file_bytes:
-        yield f"peak memory is {row.peak_bytes / row.file_bytes:.1f} times the file, and {MEMORY_TO_FILE} is allowed"
-
-
-def _missed_by_swin(model: Model, row: Row) -> Iterator[str]:
-    if not row.attentions == row.block_count == model.blocks:
-        yield f"{row.attentions} WindowAttention and {row.block_count} blocks found, and the model has {model.blocks}"
-    for target, most in BLOCK_NODES.items():
-        if row.blocks.get(target, 0) > most:
-            yield f"a block has {row.blocks[target]} nodes for target {target}, and {most} are allowed"
-    for part, nodes, most in (("patch merging", row.merging, MERGING_NODES), ("rest", row.rest, REST_NODES)):
-        if nodes > most:
-            yield f"the {part} has {nodes} nodes, and {most} are allowed"
-    if row.forbidden:
-        yield f"left inside blocks: {_counted(row.forbidden)}"
-    if row.nodes.get("portable", 0) > PORTABLE_NODES.get(row.model, sys.maxsize):
-        yield f"{row.nodes['portable']} nodes for target portable, and {PORTABLE_NODES[row.model]} are allowed"
-
-
-def _missed_by_others(model: Model, row: Row) -> Iterator[str]:
-    wanted = {"LayerNormalization": model.layer_norms, "Gelu": model.gelus}
-    if row.fused and row.fused != wanted:
-        yield f"the model has {_counted(wanted)}, and fused are {_counted(row.fused)}"
-    for target, nodes in row.nodes.items():
-        if nodes > row.exported and target != "tensorrt-8.6":
-            yield f"{nodes} nodes for target {target}, and it was exported with {row.exported}"
-
-
-def missed_between(rows: Iterable[Row]) -> Iterator[str]:
-    """The bar that two rows share: for TensorRT a model has the same number of nodes from both exporters."""
-    counts: dict[str, dict[str, int]] = {}
-    for row in rows:
-        if "tensorrt" in row.nodes and row.attentions:
-            counts.setdefault(row.model, {})[row.exporter] = row.nodes["tensorrt"]
-    for model, nodes in counts.items():
-        if len(set(nodes.values())) > 1:
-            yield f"{model}: nodes for target tensorrt differ between exporters: {_counted(nodes)}"
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-
-
-# ---------------------------------------------------------------------------------------------------------- printing
-
-_GRAPH_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.model,
-    "exporter": lambda row: row.exporter,
-    "as exported": lambda row: _number(row.exported or None),
-    "onnxsim": lambda row: _number(row.onnxsim),
-    **{target: lambda row, t=target: _number(row.nodes.get(t)) for target in TARGETS},  # type: ignore[misc]
-    "WindowAttention": lambda row: f"{row.attentions} of {row.block_count}" if row.block_count else "-",
-    "block / merging / rest": lambda row: _parts(row) if row.block_count else "-",
-    "block (8.6)": lambda row: _number(row.blocks.get("tensorrt-8.6")),
-    "forbidden": lambda row: _counted(row.forbidden) if row.block_count else "-",
-}
-_COST_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.model,
-    "exporter": lambda row: row.exporter,
-    "max abs output": lambda row: f"{row.scale:.2g}",
-    **{f"diff {target}": lambda row, t=target: _difference(row.diff.get(t)) for target in TARGETS},  # type: ignore[misc]
-    "optimize": lambda row: _seconds(row.seconds),
-    "onnxsim": lambda row: _seconds(row.onnxsim_seconds),
-    "file": lambda row: _megabytes(row.file_bytes),
-    "peak memory": lambda row: _megabytes(row.peak_bytes),
-    "peak / file": lambda row: f"{row.peak_bytes / row.file_bytes:.1f}" if row.peak_bytes else "-",
-}
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _parts(row: Row) -> str:
-    return f"{_number(row.blocks.get('tensorrt'))} / {row.merging} / {row.rest}"
-
-
-def _difference(value: float | None) -> str:
-    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
-
-
-def _table(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
-    lines += ["| " + " | ".join(column(row) for column in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def as_markdown(rows: Sequence[Row], misses: Sequence[str], setting: dict[str, str]) -> str:
-    """The tables with where, when and with what they were measured."""
-    verdict = [f"- {miss}" for miss in misses] or ["None is missed."]
-    parts = [
-        "# The graphs that swinopt makes",
-        "Written by `python benchmarks/graphs.py`, whose docstring says what is counted as what.",
-        "\n".join(f"- {name}: {value}" for name, value in setting.items()),
-        "## Nodes",
-        "By target; `block / merging / rest`: nodes of the largest block, of the largest patch merging, and of stem "
-        "and head together, for target tensorrt; `block (8.6)`: nodes of the largest block for target tensorrt-8.6; "
-        f"`forbidden`: {', '.join(FORBIDDEN_IN_BLOCKS)} left inside blocks for either of the two.",
-        _table(_GRAPH_COLUMNS, rows),
-        "## Numbers, time and memory",
-        "Largest absolute difference to the exported model on two random inputs, fp32, ONNX Runtime without "
-        "optimizations, by target; median time of `optimize(path, verify=False)` for target tensorrt and of "
-        "`onnxsim.simplify(path)`, taking turns in one process; highest resident memory of a process that does nothing "
-        "but one `optimize`, interpreter and packages included.",
-        _table(_COST_COLUMNS, rows),
-        "## Bars missed",
-        "\n".join(verdict),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-#: The rows and columns that stand in the README.
-_README_MODELS = ("swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224", "swinv2_tiny_window8_256")
-_README_COLUMNS = {
-    **{name: _GRAPH_COLUMNS[name] for name in ("model", "exporter", "as exported", "onnxsim", "tensorrt", "portable")},
-    "max abs diff": _COST_COLUMNS["diff tensorrt"],
-}
-
-
-def write_into_readme(rows: Sequence[Row], setting: dict[str, str]) -> None:
-    """Puts the README's rows between its two markers."""
-    table = _table(_README_COLUMNS, [row for row in rows if row.model in _README_MODELS])
-    measured = "\n".join(
-        [
-            "Measured by `python benchmarks/graphs.py`; [all its results](benchmarks/results/graphs.md).",
-            "",
-            *(f"- {name}: {setting[name]}" for name in ("date", "machine", "system", "packages")),
-        ]
-    )
-    fill_in(README, "measured", f"{table}\n\n{measured}")
 
 
 def setting_of(arguments: argparse.Namespace) -> dict[str, str]:
