@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -27,6 +29,7 @@ from swinopt.errors import SwinoptError
 
 _AT_A_TIME = 8
 _MEMORY = 2 << 30  # bytes on the GPU that one of them may take
+_START = 60  # seconds for the first process to be ready
 _GRACE = 10  # seconds for a process that said its last to end
 _READY = b"swinopt builds\n"
 
@@ -42,12 +45,18 @@ def standard(here: Builder, *, tensorrt: str, **setup: Any) -> Standard:
         tensorrt: the name of the module.
         setup: what that class takes besides.
     """
-    # A program that was frozen, or has Python in it, would itself be started in Python's place.
-    if cuda.is_exclusive() or getattr(sys, "frozen", False) or not sys.executable:
-        return InTurn(here)
-    memory = max(_MEMORY, (setup["workspace"] or 0) << 20)
-    count = min(_AT_A_TIME, os.cpu_count() or 1, cuda.free_memory() // memory)
-    return Processes(max(1, count), device=cuda.current_device(), tensorrt=tensorrt, **setup)
+    # A program that was frozen would itself be started in Python's place.
+    if not cuda.is_exclusive() and not getattr(sys, "frozen", False) and sys.executable:
+        memory = max(_MEMORY, (setup["workspace"] or 0) << 20)
+        count = max(1, min(_AT_A_TIME, _cpus(), cuda.free_memory() // memory))
+        with suppress(SwinoptError):  # Python is part of a program, say, which cannot be started like this
+            return Processes(count, device=cuda.current_device(), tensorrt=tensorrt, **setup)
+    return InTurn(here)
+
+
+def _cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InTurn:
@@ -83,6 +92,9 @@ class Processes:
         device: the GPU that they build for; None for none.
         tensorrt: the name of the module.
         setup: what :class:`swinopt.tensorrt.OpBuilder` takes besides.
+
+    Raises:
+        SwinoptError: no process can be started; which is tried with the first one.
     """
 
     def __init__(self, count: int, *, device: int | None, tensorrt: str, **setup: Any) -> None:
@@ -92,6 +104,15 @@ class Processes:
         self._idle: list[_Process] = []
         self._closed = False
         self._lock = threading.Lock()
+        try:
+            first = self._taken()
+            self._pool.submit(first.start).result(_START)
+            self._idle.append(first)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, TimeoutError | FutureTimeoutError):
+                raise SwinoptError(f"{sys.executable} does not start as Python in {_START} s") from error
+            raise
 
     def begin(self, model: onnx.ModelProto) -> Future[Engine]:
         """Begins to build an engine of a model of one op, as soon as a process is free.
@@ -112,9 +133,14 @@ class Processes:
         with self._lock:
             self._closed = True
             running = list(self._running)
-        for process in running:
-            self._end(process)
-        self._pool.shutdown(cancel_futures=True)
+        try:
+            # All at first: another interrupt may come while one is waited for.
+            for process in running:
+                process.kill()
+            for process in running:
+                self._end(process)
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Processes:
         return self
@@ -141,16 +167,18 @@ class Processes:
         return engine
 
     def _taken(self) -> _Process:
-        with self._lock:
-            if self._closed:
-                raise SwinoptError("it was to be built after the end of what builds")
-            while self._idle:
-                process = self._idle.pop()
-                if process.is_running:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise SwinoptError("it was to be built after the end of what builds")
+                if not self._idle:
+                    process = _Process(self._setup)
+                    self._running.add(process)
                     return process
-            process = _Process(self._setup)
-            self._running.add(process)
-            return process
+                process = self._idle.pop()
+            if process.is_running:
+                return process
+            self._end(process)
 
     def _end(self, process: _Process) -> None:
         process.end()
@@ -170,33 +198,50 @@ class _Process:
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None and answers is not None  # both are pipes
         self._requests, self._answers = requests, answers
+        self._setup = setup
         self._is_ready = False
-        pickle.dump(setup, self._requests)
 
     @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 
+    def start(self) -> None:
+        """Waits until the process is ready."""
+        self._talk(lambda: None)
+
     def ask(self, model: bytes) -> Any:
         """What the process makes of a model: an engine, or an error that it raised."""
-        try:
+
+        def answer() -> Any:
             pickle.dump(model, self._requests)
             self._requests.flush()
+            return pickle.load(self._answers)
+
+        return self._talk(answer)
+
+    def _talk(self, about: Callable[[], Any]) -> Any:
+        try:
             while not self._is_ready:
                 line = self._answers.readline()
                 if not line:
                     raise EOFError
                 # Before it comes what is printed while Python starts.
-                self._is_ready = line == _READY
-            return pickle.load(self._answers)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+                if line == _READY:
+                    self._is_ready = True
+                    pickle.dump(self._setup, self._requests)
+            return about()
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)
             raise SwinoptError(f"the process that built it {self.end()}") from error
 
-    def end(self) -> str:
-        """Ends the process if it is running; how it ended, in words."""
+    def kill(self) -> None:
+        """Ends the process if it is running."""
         self._process.kill()
+
+    def end(self) -> str:
+        """Ends the process if it is running, and gives back what it had; how it ended, in words."""
+        self.kill()
         status = self._process.wait()
         # Not before: a thread that reads an answer holds the pipe until its end.
         for pipe in (self._requests, self._answers):
@@ -209,12 +254,12 @@ class _Process:
 
 def _command() -> list[str]:
     # Python's own way to start processes runs the user's script again, up to where it guards itself against that. What
-    # this process was told to import from counts there, too. An interrupt is for the one who asks, and what a library
-    # prints no answer.
+    # this process imports from counts there, too, and the current folder no more than here. An interrupt is for the one
+    # who asks, and what a library prints no answer.
     path = [entry for entry in sys.path if isinstance(entry, str)]
     code = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        f"answers = os.dup(1); os.dup2(2, 1); sys.path[:] = {path!r}; "
+        f"import sys; sys.path[:] = {path!r}; "
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); answers = os.dup(1); os.dup2(2, 1); "
         "from swinopt.builders import serve; serve(answers)"
     )
     return [sys.executable, "-c", code]
@@ -227,7 +272,7 @@ def serve(answers: int) -> None:
         answers: the file descriptor to write them to.
     """
     with (
-        suppress(EOFError, BrokenPipeError),  # whoever asks may be gone before the last answer, too
+        suppress(EOFError, OSError),  # whoever asks may be gone before the last answer, too
         os.fdopen(os.dup(0), "rb") as requests,
         os.fdopen(answers, "wb") as target,
     ):
@@ -239,8 +284,11 @@ def serve(answers: int) -> None:
             try:
                 build = build or _builder(*setup)
                 answer: Engine | Exception = build(model, False)
+            except SwinoptError as error:
+                answer = error
             except Exception as error:
-                answer = _crossing(error)
+                traceback.print_exc()
+                answer = RuntimeError(f"{type(error).__name__} in a process that builds ops: {error}")
             pickle.dump(answer, target)
             target.flush()
 
@@ -254,12 +302,3 @@ def _builder(device: int | None, name: str, setup: dict[str, Any]) -> Builder:
     if setup["linears"]:
         tensorrt_module.cublaslt_version(trt)  # loads what TensorRT may take products from, as in the other process
     return tensorrt.OpBuilder(trt, **setup)
-
-
-def _crossing(error: Exception) -> Exception:
-    """An error as the other process can have it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return SwinoptError(f"{type(error).__name__}: {error}")
-    return error

@@ -269,6 +269,7 @@ class _Candidate:
             self._take(form, lambda: self._plugin(self.op.model(), True))
         else:
             self._take(form, lambda: self._standard.begin(self.op.model()).result())
+            self._standard.rest()
 
     def begin(self) -> Future[Engine] | None:
         """Begins to build the standard ops; None if there is nothing to build."""
@@ -351,7 +352,14 @@ def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> N
     for candidate in candidates:
         tell()
         candidate.build("plugin")
-    begun = {future: candidate for candidate in candidates if (future := candidate.begin())}
+    begun = {}
+    for candidate in candidates:
+        future = candidate.begin()
+        if future is not None and future.done():  # it was built here
+            tell()
+            candidate.end(future)
+        elif future is not None:
+            begun[future] = candidate
     for future in as_completed(begun):
         tell()
         begun[future].end(future)

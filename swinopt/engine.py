@@ -228,7 +228,7 @@ class Engine:
             execution.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy in another process has a GPU of its own, and takes anew what it needs there.
+        # A copy takes what it needs on the GPU for itself.
         return {**self.__dict__, "_trt": self._trt.__name__, "_execution": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -82,9 +82,10 @@ def build(
             ``"auto"`` measures: each op, in each size that the first profile's usual shape gives it, is built by itself
             both ways, and the faster is taken, or the one that works; in half precision a linear may be a tenth slower,
             or all of one size 2.5 microseconds together, for its sums in float32. ``Engine.choices`` tells. Standard
-            ops are built by Python processes of their own, up to eight, as CPUs and the GPU's memory allow. Times are
-            kept in swinopt's cache folder, so that the next build measures what is new. TensorRT-RTX measures nothing:
-            there it is the same as ``"on"``, but for linears in fp32 and tf32, which stay standard ops.
+            ops are built by Python processes of their own, up to eight, as CPUs and the GPU's memory allow, or by this
+            one where there can be no others. Times are kept in swinopt's cache folder, so that the next build measures
+            what is new. TensorRT-RTX measures nothing: there it is the same as ``"on"``, but for linears in fp32 and
+            tf32, which stay standard ops.
         workspace: the most MiB of scratch memory that a layer may take; by default TensorRT's own limit. With less than
             33 no linear becomes a plugin.
         optimization_level: from 0, the fastest build, to 5, the longest search for a fast engine; by default TensorRT's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from swinopt.errors import MissingDependencyError, ModelError, OptionError, Swin
 from swinopt.graph import op_counts
 from swinopt.testing import parse
 from tests.lab import TIMES, Lab, chosen, entries, floats, model, set_up
+
+processes = builders.Processes  # in the lab there are others
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_what_is_alike_is_measured_once(lab: Lab) -> None:
 def test_standard_ops_are_built_as_many_at_a_time_as_there_is_room_for(
     cpus: int, free: int, workspace: int | None, builds: int, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(builders, "_cpus", lambda: cpus)
     lab.gpu.free = free << 30
     lab.gpu.current = 1
     met = threading.Barrier(builds)
@@ -156,7 +157,7 @@ def test_standard_ops_are_built_as_many_at_a_time_as_there_is_room_for(
     assert lab.rests == 1, "what waits holds memory of the GPU while others are timed"
 
 
-@pytest.mark.parametrize("reason", ["exclusive", "frozen", "embedded"])
+@pytest.mark.parametrize("reason", ["exclusive", "frozen", "embedded", "no Python"])
 def test_where_there_can_be_no_other_process_all_is_built_in_this_one(
     reason: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,8 +166,11 @@ def test_where_there_can_be_no_other_process_all_is_built_in_this_one(
         lab.gpu.compute_modes = {1: 3}
     elif reason == "frozen":
         monkeypatch.setattr(sys, "frozen", True, raising=False)
-    else:
+    elif reason == "embedded":
         monkeypatch.setattr(sys, "executable", "")
+    else:
+        monkeypatch.setattr(builders, "Processes", processes)
+        monkeypatch.setattr(sys, "executable", "/bin/true")
     threads: set[int] = set()
 
     def alone(made: onnx.ModelProto) -> bool:
@@ -174,7 +178,9 @@ def test_where_there_can_be_no_other_process_all_is_built_in_this_one(
         return made.graph.name == "AddLayerNorm" and not ops.uses(made)
 
     lab.fails = alone
-    engine = lab.build()
+    told: list[int] = []
+    engine = lab.build(progress=lambda phase, step, steps: told.append(len(lab.built)))
+    assert told[4:8] == [5, 6, 7, 8], "of each when it is built"
     assert (threads, lab.devices, len(lab.trt.builders)) == ({threading.get_ident()}, [], 1)
     assert chosen(engine) == {"a": "plugin", "e": "plugin", "c": "plugin", "s": "plugin", "y": "standard"}
 
@@ -341,6 +347,7 @@ def test_where_they_are_close_standard_ops_are_built_again_alone(standard: float
     lab.times["PatchMerging"] = 1.0, lambda made: next(times)
     choice = lab.build().choices[-1]
     assert len([made for made in lab.alone if made.graph.name == "PatchMerging"]) == builds
+    assert lab.rests == builds - 1, "what built it holds memory of the GPU while others are timed"
     assert (choice.chosen, choice.standard_ms) == {
         1.05: ("standard", 0.5),
         1.2: ("plugin", 1.2),
