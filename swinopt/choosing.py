@@ -271,11 +271,9 @@ class _Candidate:
             self._take(form, lambda: self._standard.begin(self.op.model()).result())
             self._standard.rest()
 
-    def begin(self) -> Future[Engine] | None:
-        """Begins to build the standard ops; None if there is nothing to build."""
-        with _noted("standard", self._failures):
-            return self._standard.begin(self.op.model())
-        return None
+    def begin(self) -> Future[Engine]:
+        """Begins to build the standard ops."""
+        return self._standard.begin(self.op.model())
 
     def end(self, begun: Future[Engine]) -> None:
         """Takes what was begun, or notes why it could not be built."""
@@ -355,10 +353,10 @@ def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> N
     begun = {}
     for candidate in candidates:
         future = candidate.begin()
-        if future is not None and future.done():  # it was built here
+        if future.done():  # it was built here
             tell()
             candidate.end(future)
-        elif future is not None:
+        else:
             begun[future] = candidate
     for future in as_completed(begun):
         tell()
