@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from graphs_table import FORBIDDEN_IN_BLOCKS, TARGETS, Row, counted
-from pages import fill_in
+from pages import fill_in, table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-
-_GRAPH_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.model,
-    "exporter": lambda row: row.exporter,
-    "as exported": lambda row: _number(row.exported or None),
-    "onnxsim": lambda row: _number(row.onnxsim),
-    **{target: lambda row, t=target: _number(row.nodes.get(t)) for target in TARGETS},  # type: ignore[misc]
-    "WindowAttention": lambda row: f"{row.attentions} of {row.block_count}" if row.block_count else "-",
-    "block / merging / rest": lambda row: _parts(row) if row.block_count else "-",
-    "block (8.6)": lambda row: _number(row.blocks.get("tensorrt-8.6")),
-    "forbidden": lambda row: counted(row.forbidden) if row.block_count else "-",
-}
-_COST_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.model,
-    "exporter": lambda row: row.exporter,
-    "max abs output": lambda row: f"{row.scale:.2g}",
-    **{f"diff {target}": lambda row, t=target: _difference(row.diff.get(t)) for target in TARGETS},  # type: ignore[misc]
-    "optimize": lambda row: _seconds(row.seconds),
-    "onnxsim": lambda row: _seconds(row.onnxsim_seconds),
-    "file": lambda row: _megabytes(row.file_bytes),
-    "peak memory": lambda row: _megabytes(row.peak_bytes),
-    "peak / file": lambda row: f"{row.peak_bytes / row.file_bytes:.1f}" if row.peak_bytes else "-",
-}
 
 
 def _number(value: int | None) -> str:
@@ -42,7 +20,12 @@ def _parts(row: Row) -> str:
     return f"{_number(row.blocks.get('tensorrt'))} / {row.merging} / {row.rest}"
 
 
-def _difference(value: float | None) -> str:
+def _nodes(target: str, row: Row) -> str:
+    return _number(row.nodes.get(target))
+
+
+def _difference(target: str, row: Row) -> str:
+    value = row.diff.get(target)
     return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
@@ -54,10 +37,32 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
+_GRAPH_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.model,
+    "exporter": lambda row: row.exporter,
+    "as exported": lambda row: _number(row.exported or None),
+    "onnxsim": lambda row: _number(row.onnxsim),
+    **{target: partial(_nodes, target) for target in TARGETS},
+    "WindowAttention": lambda row: f"{row.attentions} of {row.block_count}" if row.block_count else "-",
+    "block / merging / rest": lambda row: _parts(row) if row.block_count else "-",
+    "block (8.6)": lambda row: _number(row.blocks.get("tensorrt-8.6")),
+    "forbidden": lambda row: counted(row.forbidden) if row.block_count else "-",
+}
+_COST_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.model,
+    "exporter": lambda row: row.exporter,
+    "max abs output": lambda row: f"{row.scale:.2g}",
+    **{f"diff {target}": partial(_difference, target) for target in TARGETS},
+    "optimize": lambda row: _seconds(row.seconds),
+    "onnxsim": lambda row: _seconds(row.onnxsim_seconds),
+    "file": lambda row: _megabytes(row.file_bytes),
+    "peak memory": lambda row: _megabytes(row.peak_bytes),
+    "peak / file": lambda row: f"{row.peak_bytes / row.file_bytes:.1f}" if row.peak_bytes else "-",
+}
+
+
 def _table(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
-    lines += ["| " + " | ".join(column(row) for column in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(table(list(columns), [[column(row) for column in columns.values()] for row in rows], left=2))
 
 
 def as_markdown(rows: Sequence[Row], misses: Sequence[str], setting: dict[str, str]) -> str:
@@ -94,7 +99,7 @@ _README_COLUMNS = {
 
 def write_into_readme(rows: Sequence[Row], setting: dict[str, str]) -> None:
     """Puts the README's rows between its two markers."""
-    table = _table(_README_COLUMNS, [row for row in rows if row.model in _README_MODELS])
+    short = _table(_README_COLUMNS, [row for row in rows if row.model in _README_MODELS])
     measured = "\n".join(
         [
             "Measured by `python benchmarks/graphs.py`; [all its results](benchmarks/results/graphs.md).",
@@ -102,4 +107,4 @@ def write_into_readme(rows: Sequence[Row], setting: dict[str, str]) -> None:
             *(f"- {name}: {setting[name]}" for name in ("date", "machine", "system", "packages")),
         ]
     )
-    fill_in(README, "measured", f"{table}\n\n{measured}")
+    fill_in(README, "measured", f"{short}\n\n{measured}")

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The lines of a table in Markdown; rows that are too short end in empty cells."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], left: int | None = None) -> list[str]:
+    """The lines of a table in Markdown; rows that are too short end in empty cells.
+
+    Columns from ``left`` on are aligned to the right; by default none is.
+    """
+    left = len(heads) if left is None else left
     full = [[*row, *[""] * (len(heads) - len(row))] for row in rows]
     return [
         f"| {' | '.join(heads)} |",
-        "|" + "---|" * len(heads),
+        "|" + "---|" * left + "---:|" * (len(heads) - left),
         *(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in full),
     ]
 
