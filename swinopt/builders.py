@@ -14,11 +14,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
-from types import TracebackType
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import onnx
@@ -108,10 +107,11 @@ class Processes:
             first = self._taken()
             self._pool.submit(first.start).result(_START)
             self._idle.append(first)
-        except BaseException as error:
+        except FutureTimeoutError as error:
             self.close()
-            if isinstance(error, TimeoutError | FutureTimeoutError):
-                raise SwinoptError(f"{sys.executable} does not start as Python in {_START} s") from error
+            raise SwinoptError(f"{sys.executable} does not start as Python in {_START} s") from error
+        except BaseException:
+            self.close()
             raise
 
     def begin(self, model: onnx.ModelProto) -> Future[Engine]:
@@ -145,9 +145,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _build(self, model: onnx.ModelProto) -> Engine:
@@ -207,20 +205,7 @@ class _Process:
 
     def start(self) -> None:
         """Waits until the process is ready."""
-        self._talk(lambda: None)
-
-    def ask(self, model: bytes) -> Any:
-        """What the process makes of a model: an engine, or an error that it raised."""
-
-        def answer() -> Any:
-            pickle.dump(model, self._requests)
-            self._requests.flush()
-            return pickle.load(self._answers)
-
-        return self._talk(answer)
-
-    def _talk(self, about: Callable[[], Any]) -> Any:
-        try:
+        with self._told_how_it_ends():
             while not self._is_ready:
                 line = self._answers.readline()
                 if not line:
@@ -229,7 +214,19 @@ class _Process:
                 if line == _READY:
                     self._is_ready = True
                     pickle.dump(self._setup, self._requests)
-            return about()
+
+    def ask(self, model: bytes) -> Any:
+        """What the process makes of a model: an engine, or an error that it raised."""
+        self.start()
+        with self._told_how_it_ends():
+            pickle.dump(model, self._requests)
+            self._requests.flush()
+            return pickle.load(self._answers)
+
+    @contextmanager
+    def _told_how_it_ends(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)

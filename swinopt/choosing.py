@@ -34,7 +34,7 @@ from onnx import helper, numpy_helper
 import swinopt
 from swinopt import cuda, graph, ops, passes, plugin_library, tensorrt_module
 from swinopt import profiles as profile
-from swinopt.builders import Builder, Standard
+from swinopt.builders import Builder, InTurn, Standard
 from swinopt.choice import Choice, Choices, Form, by_time
 from swinopt.cuda_plugins import SOURCES, nvrtc
 from swinopt.engine import Engine, write_whole
@@ -64,7 +64,7 @@ def choose(
     model: onnx.ModelProto,
     profiles: profile.Profile | Sequence[profile.Profile] | None,
     plugin: Builder,
-    standard: Standard,
+    standard: Callable[[], Standard],
     *,
     trt: Any,
     settings: Mapping[str, Any],
@@ -76,7 +76,7 @@ def choose(
         model: the model.
         profiles: as for :func:`swinopt.tensorrt.build`; sizes are those of the first one's usual shape.
         plugin: builds engines of plugins.
-        standard: builds engines of standard ops.
+        standard: makes what builds engines of standard ops; called if there is something to build.
         trt: the TensorRT module.
         settings: of the builds, by name, as far as times depend on them.
         progress: told of every build and every op.
@@ -104,14 +104,16 @@ def choose(
         "standard_ops": sources_hash(),
         **settings,
     }
-    candidates = [_Candidate(op, {**setup, **op.key()}, plugin, standard) for op in found]
-    _build_all([c for c in candidates if c.is_measured], progress)
-    standard.rest()
+    candidates = [_Candidate(op, {**setup, **op.key()}, plugin) for op in found]
+    measured = [c for c in candidates if c.is_measured]
     choices = []
-    for index, candidate in enumerate(candidates):
-        if progress:
-            progress(MEASURING, index, len(candidates))
-        choices.append(candidate.choice())
+    with standard() if measured else InTurn(plugin) as others:
+        _build_all(measured, others, progress)
+        others.rest()
+        for index, candidate in enumerate(candidates):
+            if progress:
+                progress(MEASURING, index, len(candidates))
+            choices.append(candidate.choice(others))
     return Choices(choices)
 
 
@@ -251,10 +253,10 @@ def _plain(value: Any) -> Any:
 class _Candidate:
     """An op for which there is something to choose, what is known of it, and what is built to find out."""
 
-    def __init__(self, op: _Op, key: Mapping[str, Any], plugin: Builder, standard: Standard) -> None:
+    def __init__(self, op: _Op, key: Mapping[str, Any], plugin: Builder) -> None:
         self.op, self.key = op, key
         self.cached = _read(key) if op.shapes else None
-        self._plugin, self._standard = plugin, standard
+        self._plugin = plugin
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
 
@@ -263,32 +265,35 @@ class _Candidate:
         """Whether its times are still to be found."""
         return bool(self.op.shapes) and self.cached is None
 
-    def build(self, form: Form) -> None:
-        """Builds the engine of one form, or notes why it cannot be built."""
-        if form == "plugin":
-            self._take(form, lambda: self._plugin(self.op.model(), True))
-        else:
-            self._take(form, lambda: self._standard.begin(self.op.model()).result())
-            self._standard.rest()
+    def build_plugin(self) -> None:
+        """Builds the plugin, or notes why it cannot be built."""
+        self._take("plugin", lambda: self._plugin(self.op.model(), True))
 
-    def begin(self) -> Future[Engine]:
+    def begin(self, standard: Standard) -> Future[Engine]:
         """Begins to build the standard ops."""
-        return self._standard.begin(self.op.model())
+        return standard.begin(self.op.model())
 
     def end(self, begun: Future[Engine]) -> None:
         """Takes what was begun, or notes why it could not be built."""
         self._take("standard", begun.result)
+
+    def _build_alone(self, form: Form, standard: Standard) -> None:
+        if form == "plugin":
+            self.build_plugin()
+        else:
+            self.end(self.begin(standard))
+            standard.rest()
 
     def _take(self, form: Form, engine: Callable[[], Engine]) -> None:
         self._failures.pop(form, None)
         with _noted(form, self._failures):
             self._engines[form] = engine()
 
-    def choice(self) -> Choice:
+    def choice(self, standard: Standard) -> Choice:
         """What the op should become, by the times that are known or else by a measurement."""
         if not self.op.shapes:
             return self.op.choice("plugin", "its sizes cannot be told")
-        times = self.cached or self._measured()
+        times = self.cached or self._measured(standard)
         if times is None:
             # Not kept: what failed for want of memory, say, may not the next time. If both do, the whole model tells.
             only_plugin_fails = self._failures.keys() == {"plugin"}
@@ -299,13 +304,13 @@ class _Candidate:
         chosen = by_time(self.op.type, self.key["precision"], len(self.op.nodes), *times)
         return self.op.choice(*chosen, times=times, from_cache=self.cached is not None)
 
-    def _measured(self) -> _Times | None:
+    def _measured(self, standard: Standard) -> _Times | None:
         """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""
         for form in tuple(self._failures):  # maybe for want of memory that others had
-            self.build(form)
+            self._build_alone(form, standard)
         times = self._timed()
         if times is not None and times[0] < times[1] <= _CLOSE * times[0]:
-            self.build("standard")
+            self._build_alone("standard", standard)
             times = self._timed()
         self._engines.clear()
         return times
@@ -337,7 +342,7 @@ class _Candidate:
         return benches
 
 
-def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> None:
+def _build_all(candidates: Sequence[_Candidate], standard: Standard, progress: Progress | None) -> None:
     """Builds both forms of each."""
     if not candidates:
         return
@@ -349,10 +354,10 @@ def _build_all(candidates: Sequence[_Candidate], progress: Progress | None) -> N
 
     for candidate in candidates:
         tell()
-        candidate.build("plugin")
+        candidate.build_plugin()
     begun = {}
     for candidate in candidates:
-        future = candidate.begin()
+        future = candidate.begin(standard)
         if future.done():  # it was built here
             tell()
             candidate.end(future)

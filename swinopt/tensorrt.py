@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,8 @@ def build(
             "optimization_level": optimization_level,
         }
         here = OpBuilder(trt, **settings, linears=linears, builder=build.builder)
-        with builders.standard(here, tensorrt=trt.__name__, **settings, linears=linears) as elsewhere:
-            choices = choosing.choose(proto, profiles, here, elsewhere, trt=trt, settings=settings, progress=told)
+        others = partial(builders.standard, here, tensorrt=trt.__name__, **settings, linears=linears)
+        choices = choosing.choose(proto, profiles, here, others, trt=trt, settings=settings, progress=told)
         build.notes += choices.failures
     return build.engine(proto, profiles, plugins=plugins != "off", choices=choices)
 

@@ -461,7 +461,7 @@ def test_an_op_whose_sizes_cannot_be_told_stays_a_plugin(lab: Lab, monkeypatch: 
     def nothing(made: onnx.ModelProto, plugin: bool) -> Engine:
         raise AssertionError("nothing is built")
 
-    choices = choosing.choose(given, None, nothing, builders.InTurn(nothing), trt=lab.trt, settings={})
+    choices = choosing.choose(given, None, nothing, lambda: builders.InTurn(nothing), trt=lab.trt, settings={})
     assert {c.chosen for c in choices} == {"plugin"} and {c.why for c in choices} == {"its sizes cannot be told"}
     assert sorted(name for c in choices for name in c.nodes) == ["a", "c", "e", "s", "y"]
     assert not choices.spelled_out
