@@ -63,7 +63,7 @@ _Times: TypeAlias = tuple[float, float]
 def choose(
     model: onnx.ModelProto,
     profiles: profile.Profile | Sequence[profile.Profile] | None,
-    plugin: Builder,
+    here: Builder,
     standard: Callable[[], Standard],
     *,
     trt: Any,
@@ -75,8 +75,8 @@ def choose(
     Args:
         model: the model.
         profiles: as for :func:`swinopt.tensorrt.build`; sizes are those of the first one's usual shape.
-        plugin: builds engines of plugins.
-        standard: makes what builds engines of standard ops; called if there is something to build.
+        here: builds engines of plugins, and of standard ops where one more is wanted.
+        standard: makes what builds the others of standard ops; called if there is something to build.
         trt: the TensorRT module.
         settings: of the builds, by name, as far as times depend on them.
         progress: told of every build and every op.
@@ -104,10 +104,10 @@ def choose(
         "standard_ops": sources_hash(),
         **settings,
     }
-    candidates = [_Candidate(op, {**setup, **op.key()}, plugin) for op in found]
+    candidates = [_Candidate(op, {**setup, **op.key()}, here) for op in found]
     measured = [c for c in candidates if c.is_measured]
     choices = []
-    with standard() if measured else InTurn(plugin) as others:
+    with standard() if measured else InTurn(here) as others:
         _build_all(measured, others, progress)
         others.rest()
         for index, candidate in enumerate(candidates):
@@ -253,10 +253,10 @@ def _plain(value: Any) -> Any:
 class _Candidate:
     """An op for which there is something to choose, what is known of it, and what is built to find out."""
 
-    def __init__(self, op: _Op, key: Mapping[str, Any], plugin: Builder) -> None:
+    def __init__(self, op: _Op, key: Mapping[str, Any], here: Builder) -> None:
         self.op, self.key = op, key
         self.cached = _read(key) if op.shapes else None
-        self._plugin = plugin
+        self._here = here
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
 
@@ -267,7 +267,7 @@ class _Candidate:
 
     def build_plugin(self) -> None:
         """Builds the plugin, or notes why it cannot be built."""
-        self._take("plugin", lambda: self._plugin(self.op.model(), True))
+        self._take("plugin", lambda: self._here(self.op.model(), True))
 
     def begin(self, standard: Standard) -> Future[Engine]:
         """Begins to build the standard ops."""
@@ -276,13 +276,6 @@ class _Candidate:
     def end(self, begun: Future[Engine]) -> None:
         """Takes what was begun, or notes why it could not be built."""
         self._take("standard", begun.result)
-
-    def _build_alone(self, form: Form, standard: Standard) -> None:
-        if form == "plugin":
-            self.build_plugin()
-        else:
-            self.end(self.begin(standard))
-            standard.rest()
 
     def _take(self, form: Form, engine: Callable[[], Engine]) -> None:
         self._failures.pop(form, None)
@@ -307,10 +300,15 @@ class _Candidate:
     def _measured(self, standard: Standard) -> _Times | None:
         """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""
         for form in tuple(self._failures):  # maybe for want of memory that others had
-            self._build_alone(form, standard)
+            if form == "plugin":
+                self.build_plugin()
+            else:  # not here, where a process that ends would be this one
+                self.end(self.begin(standard))
+                standard.rest()
         times = self._timed()
         if times is not None and times[0] < times[1] <= _CLOSE * times[0]:
-            self._build_alone("standard", standard)
+            # Here: another process would have to start TensorRT and the GPU for it.
+            self._take("standard", lambda: self._here(self.op.model(), False))
             times = self._timed()
         self._engines.clear()
         return times
