@@ -1,11 +1,11 @@
 """Measures the CUDA kernels on the GPU at hand: errors over the sweep of the tests, speed beside a copy and PyTorch.
 
-    python benchmarks/kernels.py [--json FILE] [--no-sweep]
+    python benchmarks/kernels.py [--no-sweep] [--report]
 
 Needs PyTorch with CUDA and cuda-bindings. The kernels are those of the plugin library, or what NVRTC makes of them
 where there is none; linears are the library's alone. Errors come first: a kernel that is wrong is not timed. Times are
 medians of CUDA-graph replays over rotating inputs, all in one run; the copy beside them is a device-to-device copy of
-8 GB. Exits with 1 if a bar is missed.
+8 GB. Writes benchmarks/results/kernels.json and, of that, kernels.md; exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import machine
+from kernels_page import page
 
 from swinopt import plugin_library
+from swinopt.engine import write_whole
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.cuda_plugins import linears, truth
+
+RESULTS = Path(__file__).resolve().parent / "results" / "kernels.json"
 
 #: Share of the copy bandwidth that window attention in fp16 has to reach at these stages, and how much faster than
 #: PyTorch it has to be at every one.
@@ -56,15 +62,34 @@ STAGES = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--no-sweep", action="store_true", help="time without the sweep of errors")
+    parser.add_argument("--no-sweep", action="store_true", help="time without the sweep of errors, and write nothing")
+    parser.add_argument("--report", action="store_true", help="make the page alone, of what was measured before")
     arguments = parser.parse_args()
+    if not arguments.report:
+        result = measured(sweep=not arguments.no_sweep)
+        if arguments.no_sweep:
+            return told(missed_bars(result))
+        write_whole(RESULTS, json.dumps(result, indent=1).encode() + b"\n")
+    result = json.loads(RESULTS.read_text(encoding="utf-8"))
+    missed = missed_bars(result)
+    write_whole(RESULTS.with_suffix(".md"), page(result, missed).encode())
+    return told(missed)
+
+
+def told(missed: Sequence[str]) -> int:
+    """Prints them; the exit status."""
+    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
+    return 1 if missed else 0
+
+
+def measured(*, sweep: bool) -> dict[str, Any]:
+    """Everything, printed as well."""
     torch.manual_seed(0)
-    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    result: dict[str, Any] = {"date": str(date.today()), "machine": machine()}
     path = plugin_library.find_library()
     library = None if path is None else ctypes.CDLL(str(path))
     result["kernels"] = "NVRTC" if library is None else "the C++ plugin library"
-    if not arguments.no_sweep:
+    if sweep:
         result["errors"] = errors(library)
         show([{"type": name, **found} for name, found in result["errors"].items()])
     result["copy_tb_s"] = copy_bandwidth()
@@ -75,19 +100,12 @@ def main() -> int:
         print("linears are not timed: the plugin library or cuBLASLt is missing (swinopt build-plugins)")
     result["linears"] = list(linear_speeds(library)) if library and has_linears else []
     result["chain"] = list(chain_speeds(library)) if library and has_linears else []
-    print(f"{result['gpu']}, kernels by {result['kernels']}: a copy moves {result['copy_tb_s']:.2f} TB/s")
+    print(f"{result['machine']['GPU']}, kernels by {result['kernels']}: a copy moves {result['copy_tb_s']:.2f} TB/s")
     show(result["stages"])
     show(result["norms"])
     show(result["linears"])
     show(result["chain"])
-    missed = missed_bars(result)
-    result["missed"] = missed
-    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
-    if arguments.json:
-        from swinopt.engine import write_whole
-
-        write_whole(arguments.json, json.dumps(result, indent=2).encode())
-    return 1 if missed else 0
+    return result
 
 
 def errors(library: ctypes.CDLL | None) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""The CUDA plugins on the GPU at hand, from the kernels to whole engines, and the page of results.
+"""Engines with the CUDA plugins on the GPU at hand: from exports of every kind, beside PyTorch and stock TensorRT.
 
     python benchmarks/plugins.py [--tensorrt-python PYTHON] [--folder FOLDER] [--at-a-time N]
-                                 [--steps kernels,export,engines,report]
+                                 [--steps export,engines,report]
 
-Run it where PyTorch with CUDA, cuda-bindings and timm are. Engines are built by ``--tensorrt-python``, by default the
+Run it where PyTorch with CUDA and timm are. Engines are built by ``--tensorrt-python``, by default the
 same Python: TensorRT 8.6 wants Python 3.10 and needs no PyTorch; the plugin library has to be in its place or named by
 SWINOPT_PLUGINS. What is done is not repeated. Writes benchmarks/results/plugins.md; exits with 1 if a bar is missed.
 """
@@ -11,7 +11,6 @@ SWINOPT_PLUGINS. What is done is not repeated. Writes benchmarks/results/plugins
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
@@ -35,15 +34,12 @@ def main() -> int:
     parser.add_argument("--tensorrt-python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "plugins")
     parser.add_argument("--at-a-time", type=int, default=1, help="engines that are built at the same time")
-    parser.add_argument("--steps", default="kernels,export,engines,report")
+    parser.add_argument("--steps", default="export,engines,report")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    here, kernels = ROOT / "benchmarks", folder / "kernels.json"
+    here = ROOT / "benchmarks"
     steps = arguments.steps.split(",")
-    if "kernels" in steps and not kernels.exists():
-        # Exits with 1 where a bar is missed; the page tells which.
-        subprocess.run([sys.executable, here / "kernels.py", "--json", kernels], check=False)
     if "export" in steps:
         subprocess.run([sys.executable, here / "engines.py", "export", folder], check=True)
     if "engines" in steps:
@@ -55,8 +51,8 @@ def main() -> int:
         subprocess.run([*command, "time", folder], check=True)
     if "report" not in steps:
         return 0
-    found = {**json.loads(kernels.read_text()), **engines.results(folder)}
-    missed = found["missed"] + missed_bars(found)
+    found = engines.results(folder)
+    missed = missed_bars(found)
     RESULTS.write_text(page(found, missed), encoding="utf-8")
     print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
     return 1 if missed else 0
@@ -88,20 +84,17 @@ def missed_bars(found: dict[str, Any]) -> list[str]:
 def page(found: dict[str, Any], missed: list[str]) -> str:
     machine = found["machine"]
     lines = [
-        "# The CUDA plugins",
+        "# Engines with the CUDA plugins",
         "",
         "Measured by `python benchmarks/plugins.py`, all in one run; random weights.",
         "",
         f"- date: {date.today()}",
-        f"- machine: {machine['gpu, driver']}; a copy of 8 GB moves {found['copy_tb_s']:.2f} TB/s (read and written)",
+        f"- machine: {machine['gpu, driver']}",
         f"- engines: TensorRT {machine['TensorRT']}, linears in fp16 by cuBLASLt {machine['cuBLASLt']}, "
         f"Python {machine['Python']}",
-        f"- kernels by {found.get('kernels', 'NVRTC')}, references by torch {found['torch']}, "
+        f"- packages: {', '.join(f'{name} {version(name)}' for name in ('swinopt', 'torch', 'timm', 'onnx'))}, "
         f"Python {platform.python_version()}",
-        f"- packages: swinopt {version('swinopt')}, timm {version('timm')}, onnx {version('onnx')}",
         f"- bars: {'all met' if not missed else '; '.join('MISSED ' + bar for bar in missed)}",
-        "",
-        "## Engines",
         "",
         "Largest difference to PyTorch in fp32 (TF32 off), over fresh random images; outputs go up to "
         f"{max(row.get('largest_output', 0) for row in found['engines'].values()):.2f}. "
@@ -156,43 +149,8 @@ def page(found: dict[str, Any], missed: list[str]) -> str:
             ],
         ),
         "",
-        "## Kernels",
-        "",
-        "Largest error ‖out - ref‖ / ‖ref‖ against float64 over the sweep of the tests (windows, shifts, heads, sizes "
-        "that are no multiple, misaligned pointers, V1 and V2).",
-        "",
-        *table(
-            ["type", *next(iter(found.get("errors", {}).values()), ())],
-            [
-                [name, *(f"{value:.1e}" if isinstance(value, float) else value for value in row.values())]
-                for name, row in found.get("errors", {}).items()
-            ],
-        ),
-        "",
-        "Speed, input and output bytes counted once, beside the large copy above, and the time of a copy of as many "
-        "bytes; then PyTorch's roll, partition, scaled_dot_product_attention with bias and mask, reverse and roll in "
-        "fp16.",
-        "",
-        *table(list(found["stages"][0]), [list(row.values()) for row in found["stages"]]),
-        "",
-        *table(list(found["norms"][0]), [list(row.values()) for row in found["norms"]]),
-        "",
-        *_told(
-            "Linears with what follows them (GELU behind fc1, the residual addition behind proj and fc2), tuned as "
-            "those of an engine; beside them PyTorch's product with bias, and GELU or addition by themselves.",
-            found["linears"],
-        ),
-        *_told(
-            "All blocks as one CUDA graph, without TensorRT: what its engines are made of, and most of their time.",
-            found["chain"],
-        ),
     ]
     return "\n".join(lines)
-
-
-def _told(text: str, rows: list[dict[str, Any]]) -> list[str]:
-    """A table with a text before it; nothing where nothing was measured."""
-    return [text, "", *table(list(rows[0]), [list(row.values()) for row in rows]), ""] if rows else []
 
 
 if __name__ == "__main__":
