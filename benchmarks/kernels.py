@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cells import machine
-from kernels_page import page
+from kernels_page import page, text
 
 from swinopt import plugin_library
 from swinopt.engine import write_whole
@@ -414,14 +414,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     heads = list(rows[0])
-    cells = [[_text(row.get(head, "")) for head in heads] for row in rows]
+    cells = [[text(row.get(head, "")) for head in heads] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     for line in [heads, *cells]:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-2 else str(value)
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 if __name__ == "__main__":

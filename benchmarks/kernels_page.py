@@ -39,7 +39,7 @@ def page(found: dict[str, Any], missed: Sequence[str]) -> str:
         f"- a copy of 8 GB moves {found['copy_tb_s']:.2f} TB/s (read and written)",
         f"- bars: {'all met' if not missed else '; '.join('MISSED ' + bar for bar in missed)}",
     ]
-    for text, *tables in (
+    for heading, *tables in (
         (_ERRORS, errors),
         (_SPEED, found["stages"], found["norms"]),
         (_LINEARS, found["linears"]),
@@ -47,14 +47,15 @@ def page(found: dict[str, Any], missed: Sequence[str]) -> str:
     ):
         # Without cuBLASLt no linears are measured.
         if tables[0]:
-            lines += ["", text, *(line for rows in tables for line in ("", *_table(rows)))]
+            lines += ["", heading, *(line for rows in tables for line in ("", *_table(rows)))]
     return "\n".join([*lines, ""])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     heads = list(rows[0])
-    return table(heads, [[_text(row.get(head, "")) for head in heads] for row in rows])
+    return table(heads, [[text(row.get(head, "")) for head in heads] for row in rows])
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A cell."""
     return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-2 else str(value)
