@@ -20,7 +20,6 @@ from swinopt.errors import MissingDependencyError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
-#: The sources tell Turing from what is newer, and newer ones not apart: three of them get every kernel.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 TOY = "template <class T> __global__ void twice(T* x) { *x += *x; }"
 
@@ -87,9 +86,21 @@ def launches(capability: int) -> Iterator[Launch]:
             yield patch_merging(dtype, channels // 4, pointer, device)
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
+def kernels_for(capability: int) -> frozenset[tuple[str, str]]:
+    return frozenset((launch.source, launch.kernel) for launch in launches(capability))
+
+
+def test_no_source_tells_more_architectures_apart() -> None:
+    """Compiling all kernels takes a minute, so that of those which get the same ones one has to do."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in cuda_plugins.SOURCES.rglob("*.cuh"))
+    borders = set(re.findall(r"__CUDA_ARCH__ *(\S+ *\w+)", sources))
+    assert borders == {">= 800", ">= 900", "== 900"}
+    assert len({kernels_for(capability) for capability in ARCHITECTURES[1:]}) == 1
+
+
+@pytest.mark.parametrize("capability", [75, 80, 90, 120])
 def test_every_kernel_that_a_plan_can_name_compiles(capability: int) -> None:
-    kernels = {(launch.source, launch.kernel) for launch in launches(capability)}
+    kernels = kernels_for(capability)
     assert {source.split("/")[0] for source, _ in kernels} == set(cuda_plugins.FOLDERS.values())
     assert {row_tiles for _, kernel in kernels for row_tiles in re.findall(r"small<__half, 7, (\d)", kernel)} == set(
         "124"
