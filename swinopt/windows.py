@@ -5,6 +5,7 @@ Both are compared with the textbook (:mod:`swinopt.textbook`); guesses are cheap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -127,14 +128,18 @@ def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
 def _matching(
     sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], places: tuple[Indices, ...], batches: list[int]
 ) -> Window | None:
-    first = int(places[0].reshape(-1)[0])
-    if first == PAD or first >= np.prod(sizes[0]):
+    windows = [-(-s // w) for s, w in zip(sizes[0], window, strict=True)]
+    first = np.flatnonzero(places[0] == 0)
+    group, slot = divmod(int(first[0]), math.prod(window)) if first.size else (-1, 0)
+    if not 0 <= group < math.prod(windows):
         return None
-    shift = tuple(int(i) for i in np.unravel_index(first, sizes[0]))
-    if any(s >= w for s, w in zip(shift, window, strict=True)):
-        return None
+    # Where the first token has come to: a small map may have nothing but padding in its first slots.
+    corners = zip(np.unravel_index(group, windows), window, np.unravel_index(slot, window), strict=True)
+    corner = [int(number) * length + int(inside) for number, length, inside in corners]
     for roll_first in (False, True):
-        if all(
+        periods = sizes[0] if roll_first else [n * w for n, w in zip(windows, window, strict=True)]
+        shift = tuple(-place % period for place, period in zip(corner, periods, strict=True))
+        if all(s < w for s, w in zip(shift, window, strict=True)) and all(
             _is_partition(p, size, batch, window, shift, roll_first)
             for p, size, batch in zip(places, sizes, batches, strict=True)
         ):

@@ -159,6 +159,13 @@ def test_a_map_that_is_no_multiple_of_the_window_is_padded(
     assert found["window_size"] == [3, 4] and found["shift_size"] == [1, 2]
 
 
+@pytest.mark.parametrize("size", [(2, 9), (9, 1), (2, 2), (1, 2)], ids=str)
+def test_a_map_may_be_smaller_than_the_shift(size: tuple[int, int]) -> None:
+    """Padded and then rolled, such a map has nothing but padding in the first slots."""
+    found = fused(swin_attention(2, size, (5, 4), (2, 2)))
+    assert found["window_size"] == [5, 4] and found["shift_size"] == [2, 2] and "roll_first" not in found
+
+
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("order", ["3hd", "h3d"])
 def test_the_padding_is_in_the_ops_order_of_channels(separate: bool, order: Any) -> None:
@@ -179,8 +186,10 @@ def geometries(draw: st.DrawFn) -> dict[str, Any]:
     axes = draw(st.sampled_from([2, 2, 3]))
     window = [draw(st.integers(1, 4 if axes == 2 else 3)) for _ in range(axes)]
     size = [draw(st.integers(1, 7 if axes == 2 else 4)) for _ in range(axes)]
-    shift = [draw(st.integers(0, min(w, s) - 1)) for w, s in zip(window, size, strict=True)]
-    return {"size": tuple(size), "window": tuple(window), "shift": tuple(shift), "roll_first": draw(st.booleans())}
+    roll_first = draw(st.booleans())
+    most = [min(w, s) if roll_first else w for w, s in zip(window, size, strict=True)]
+    shift = [draw(st.integers(0, m - 1)) for m in most]
+    return {"size": tuple(size), "window": tuple(window), "shift": tuple(shift), "roll_first": roll_first}
 
 
 @settings(deadline=None, max_examples=50)
