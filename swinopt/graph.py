@@ -78,8 +78,9 @@ def load_model(model: ModelLike) -> onnx.ModelProto:
 def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     """The model as a graph of its own: changing it leaves what was given untouched.
 
-    Functions are inlined (those of the swinopt domain are dropped: the library carries their definition) and
-    ``Constant`` nodes become constants. Weights are shared with the model until they are changed.
+    Functions are inlined (those of the swinopt domain are dropped: the library carries their definition), ``Constant``
+    nodes become constants, and nodes come behind those that they read. Weights are shared with the model until they are
+    changed.
 
     Args:
         model: the model.
@@ -103,6 +104,8 @@ def load(model: ModelLike, *, opset: int | None = None) -> gs.Graph:
     graph.model_identity = proto.doc_string, proto.domain, proto.model_version
     _weights_in(graph, weights)
     _constants_out_of_nodes(graph)
+    # Converters to float16 append nodes that belong to the front.
+    graph.nodes = in_topological_order(graph.nodes)
     return graph
 
 
@@ -409,6 +412,34 @@ def subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """The nodes inside the bodies of If, Loop and Scan."""
     for inner in graph.subgraphs(recursive=True):
         yield from inner.nodes
+
+
+def in_topological_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
+    """The nodes with each after those that it reads, otherwise in the order in which they are."""
+    order: dict[int, gs.Node] = {}
+    inside = {id(node) for node in nodes}
+    for first in nodes:
+        pending = [first]
+        entered: set[int] = set()
+        while pending:
+            node = pending[-1]
+            needed = (
+                [] if id(node) in entered else [n for n in _read_by(node) if id(n) in inside and id(n) not in order]
+            )
+            entered.add(id(node))
+            if needed:
+                pending += needed
+            else:
+                order.setdefault(id(node), node)
+                pending.pop()
+    return list(order.values())
+
+
+def _read_by(node: gs.Node) -> list[gs.Node]:
+    """The producers of what the node reads, in its bodies too."""
+    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    inner = [n for body in bodies for n in (*body.nodes, *subgraph_nodes(body))]
+    return [n for reader in (node, *inner) for t in reader.inputs for n in t.inputs]
 
 
 def op_counts(graph: gs.Graph | onnx.ModelProto) -> Counter[str]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from swinopt.facts import Facts
-from swinopt.graph import Array, Tensor, is_standard, label, producer, subgraph_nodes
+from swinopt.graph import Array, Tensor, in_topological_order, is_standard, label, producer, subgraph_nodes
 from swinopt.movement import Movement
 from swinopt.pattern import Match, Pattern
 from swinopt.report import Refusal
@@ -239,39 +239,11 @@ class Rewriter:
                     node.inputs.clear()
             self.graph.nodes = living
             living = [node for node in living if not self.is_dead(node)]
-        self.graph.nodes = _in_topological_order(living)
+        self.graph.nodes = in_topological_order(living)
 
     def float_constant(self, value: npt.ArrayLike, like: Tensor, hint: str = "constant") -> gs.Constant:
         """A constant of the dtype of ``like``."""
         return self.constant(value, self.facts.dtype(like) or np.float32, hint)
-
-
-def _in_topological_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
-    """The nodes with each after those that it reads, otherwise in the order in which they are."""
-    order: dict[int, gs.Node] = {}
-    inside = {id(node) for node in nodes}
-    for first in nodes:
-        pending = [first]
-        entered: set[int] = set()
-        while pending:
-            node = pending[-1]
-            needed = (
-                [] if id(node) in entered else [n for n in _read_by(node) if id(n) in inside and id(n) not in order]
-            )
-            entered.add(id(node))
-            if needed:
-                pending += needed
-            else:
-                order.setdefault(id(node), node)
-                pending.pop()
-    return list(order.values())
-
-
-def _read_by(node: gs.Node) -> list[gs.Node]:
-    """The producers of what the node reads, in its bodies too."""
-    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
-    inner = [n for body in bodies for n in (*body.nodes, *subgraph_nodes(body))]
-    return [n for reader in (node, *inner) for t in reader.inputs for n in t.inputs]
 
 
 def reshape_target(shapes: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[int] | None:

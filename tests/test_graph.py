@@ -94,6 +94,21 @@ def test_what_is_no_model_is_refused(thing: object) -> None:
         graphs.load(thing)
 
 
+def test_nodes_that_are_out_of_order_are_put_in_order() -> None:
+    """As onnxconverter-common leaves them: it appends the casts of inputs. ONNX Runtime takes such a model."""
+    ordered = parse("g (float[2] x) => (float[2] y) { a = Neg(x)  b = Abs(a)  c = Exp(x)  y = Add(b, c) }")
+    model = parse("g (float[2] x) => (float[2] y) { a = Neg(x)  b = Abs(a)  c = Exp(x)  y = Add(b, c) }")
+    del model.graph.node[:]
+    model.graph.node.extend(ordered.graph.node[i] for i in (1, 3, 2, 0))
+    assert [node.op for node in graphs.load(model).nodes] == ["Neg", "Abs", "Exp", "Add"]
+    assert [node.op for node in graphs.load(ordered).nodes] == ["Neg", "Abs", "Exp", "Add"]
+    result = swinopt.optimize(model, target="portable")
+    assert_equivalent(ordered, result.model, tolerance=0)
+    model.graph.node[3].input[0] = "b"
+    with pytest.raises(ModelError, match="which nothing before it makes"):
+        swinopt.optimize(model, verify=False)
+
+
 def test_constants_written_as_nodes_become_constants() -> None:
     graph = graphs.load(
         parse(
