@@ -15,7 +15,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from swinopt.graph import Array, is_standard
 
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 #: Quantised weights stay visible as such: folding these would turn them back into floats.
 _QUANTISATION = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
@@ -26,7 +26,7 @@ class CannotEvaluate(Exception):
 
 def is_deterministic(node: gs.Node) -> bool:
     """Whether the node is a standard op whose outputs are a function of its inputs, and no quantisation step."""
-    if not is_standard(node) or node.op in _RANDOM or node.op in _QUANTISATION:
+    if not is_standard(node) or node.op in RANDOM or node.op in _QUANTISATION:
         return False
     if node.op == "Dropout" and len(node.inputs) > 2:
         return False

@@ -81,7 +81,7 @@ def spec(op_type: str) -> OpSpec:
 
 def nodes(model: ModelProto) -> Iterator[NodeProto]:
     """The nodes of the swinopt domain in the graph of the model, its subgraphs included."""
-    return (node for node in _walk(model.graph.node) if node.domain == DOMAIN)
+    return (node for node in walk(model.graph.node) if node.domain == DOMAIN)
 
 
 def first_output(node: NodeProto) -> str:
@@ -140,7 +140,7 @@ def attach_bodies(model: ModelProto) -> None:
     """
     strip_bodies(model)
     for function in model.functions:
-        if any(node.domain == DOMAIN for node in _walk(function.node)):
+        if any(node.domain == DOMAIN for node in walk(function.node)):
             raise ModelError(f"function {function.name} uses a swinopt op: inline it with onnx.inliner first")
     used = list(nodes(model))
     if not used:
@@ -183,7 +183,7 @@ def inline_bodies(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     imports = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
     del inlined.opset_import[:]
     inlined.opset_import.extend(imports)
-    hidden = [node for node in _walk(inlined.graph.node) if node.domain == _HIDDEN]
+    hidden = [node for node in walk(inlined.graph.node) if node.domain == _HIDDEN]
     for node in hidden:
         node.domain = DOMAIN
     if hidden:
@@ -249,13 +249,14 @@ def _missing_uniform_inputs(used: Sequence[NodeProto]) -> Iterator[tuple[NodePro
                 yield from ((node, index) for node in without)
 
 
-def _walk(level: Iterable[NodeProto]) -> Iterator[NodeProto]:
+def walk(level: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """These nodes and those in their subgraphs."""
     for node in level:
         yield node
         for attribute in node.attribute:
             subgraphs: list[GraphProto] = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
             for subgraph in subgraphs:
-                yield from _walk(subgraph.node)
+                yield from walk(subgraph.node)
 
 
 def _drop_overloads(protos: Iterable[NodeProto | FunctionProto]) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from swinopt import ops
 from swinopt.errors import ModelError, OptionError, VerificationError
+from swinopt.evaluate import RANDOM
 from swinopt.graph import Array, load_model
 from swinopt.session import (
     Feeds,
@@ -233,8 +235,8 @@ class Reference:
     Raises:
         ModelError: the model cannot be read.
         OptionError: there is not a single run, or the seed is negative.
-        VerificationError: the model cannot be run, or answers with nothing but NaN and Inf, so that no candidate
-            could be told from it.
+        VerificationError: the model cannot be run, or answers with nothing but NaN and Inf, or with something else
+            each time, so that no candidate could be told from it.
         MissingDependencyError: onnxruntime is not installed.
     """
 
@@ -270,6 +272,7 @@ class Reference:
             self.inputs = random_inputs(self.model, self.seeds, sizes or {})
             self.outputs = [session.run(feeds) for feeds in self.inputs]
         self._require_finite_outputs()
+        self._require_same_answers(session)
 
     def check(self, model: Any, *, tolerance: float = TOLERANCE, locate: bool = False) -> Comparison:
         """Compares a candidate with the reference on the inputs of the reference, which is not run again.
@@ -382,6 +385,21 @@ class Reference:
                     f"output {name!r} of the reference model is nothing but NaN or Inf, so that nothing can be "
                     "compared with it: look for NaN in its weights, or give inputs of the kind it was trained on"
                 )
+
+    def _require_same_answers(self, session: Session) -> None:
+        levels = [self.model.graph.node, *(function.node for function in self.model.functions)]
+        # With a seed they are the same in every session.
+        drawing = [
+            node
+            for level in levels
+            for node in ops.walk(level)
+            if node.op_type in {*RANDOM, "Dropout"} and not any(a.name == "seed" for a in node.attribute)
+        ]
+        if drawing and not measure([self.outputs[0]], [session.run(self.inputs[0])]).passed:
+            raise VerificationError(
+                f"the reference model does not answer the same twice: {drawing[0].op_type} "
+                f"{drawing[0].name or drawing[0].output[0]!r} draws random numbers, as it may in training mode"
+            )
 
 
 def measure(

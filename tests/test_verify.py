@@ -14,9 +14,11 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import swinopt
 from swinopt import graph, session, verify
 from swinopt.errors import MissingDependencyError, ModelError, OptionError, VerificationError
 from swinopt.session import interface_of, random_inputs
+from swinopt.testing import parse
 from swinopt.verify import Reference, compare, measure
 from tests.ort import begun_sessions
 
@@ -131,6 +133,28 @@ def test_inf_of_the_other_sign_is_new() -> None:
 def test_two_outputs_of_nan_alone_do_not_count_as_equal() -> None:
     nothing = np.full(3, np.nan)
     assert not measure([{"y": nothing}], [{"y": nothing}]).passed
+
+
+@pytest.mark.parametrize(
+    ("made", "refused"),
+    [
+        ("r = RandomUniformLike(x)", True),
+        ("r = RandomUniformLike<seed = 3.0>(x)", False),
+        ("t = Constant<value = bool {1}>()  h = Constant<value = float {0.5}>()  r = Dropout(x, h, t)", True),
+        ("t = Constant<value = bool {0}>()  h = Constant<value = float {0.5}>()  r = Dropout(x, h, t)", False),
+    ],
+    ids=["random", "with a seed", "dropout in training", "dropout"],
+)
+def test_a_reference_that_draws_random_numbers_is_refused(made: str, refused: bool) -> None:
+    drawing = parse(f"g (float[2, 500] x) => (float[2, 500] y) {{ {made}  y = Add(x, r) }}")
+    if not refused:
+        assert compare(drawing, drawing).passed
+        return
+    with pytest.raises(VerificationError, match=r"not answer the same twice: .* draws random numbers"):
+        Reference(drawing)
+    with pytest.raises(ModelError, match=r"not answer the same twice.*verify=False"):
+        swinopt.optimize(drawing)
+    assert swinopt.optimize(drawing, verify=False).model.graph.node
 
 
 def test_a_reference_that_answers_with_nan_alone_is_refused() -> None:
