@@ -61,7 +61,7 @@ def scores_of(softmax: gs.Node, facts: Facts) -> Scores:
     """
     shape = facts.shape(softmax.inputs[0])
     axis = attr(softmax, "axis", facts.graph.opset)
-    if shape is None or axis not in (-1, len(shape) - 1):
+    if axis != -1 and (shape is None or axis != len(shape) - 1):
         raise NoAttention("the softmax does not run over the last axis")
     terms: list[Term] = []
     scale, head_factors = 1.0, None
