@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 
 from swinopt import ops
 from swinopt.attention import Attention, NoAttention, Scores, attention_of
-from swinopt.graph import Array, Tensor
+from swinopt.graph import Array, Tensor, is_standard, subgraph_nodes
 from swinopt.indices import PAD, Indices, elements, whole_tokens
 from swinopt.linear import Linear, linear_from
 from swinopt.movement import Region, exits
@@ -35,6 +35,9 @@ from swinopt.operands import Operand, operand_of
 from swinopt.pipeline import Pass
 from swinopt.rewrite import Rewriter
 from swinopt.windows import Window, bias_and_mask, window_of
+
+#: What an attention is looked for at.
+_SOFTMAXES = ("Softmax", "Attention")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class FuseWindowAttention(Pass):
     name: ClassVar[str] = "fuse-window-attention"
 
     def run(self, rewriter: Rewriter) -> None:
-        for node in rewriter.nodes("Softmax", "Attention"):
+        for node in subgraph_nodes(rewriter.graph):
+            if node.op in _SOFTMAXES and is_standard(node):
+                rewriter.refuse(
+                    node, "it is in the body of an If, Loop or Scan, and only what is around these is rewritten"
+                )
+        for node in rewriter.nodes(*_SOFTMAXES):
             if rewriter.is_dead(node):
                 continue
             try:

@@ -13,7 +13,7 @@ import swinopt
 from swinopt import ops
 from swinopt.passes import FuseWindowAttention
 from swinopt.pipeline import Pass
-from swinopt.testing import assert_equivalent, refuses, rewrites
+from swinopt.testing import assert_equivalent, parse, refuses, rewrites
 from swinopt.textbook import shift_mask
 from tests import graphs
 from tests.graphs import Builder, Spoil, swin_attention
@@ -387,3 +387,13 @@ def test_compare_agrees_that_the_fused_model_is_the_same() -> None:
     model = swin_attention("batch", (5, 6), (2, 3), (1, 2))
     comparison = swinopt.compare(model, FUSE(model), tolerance=1e-6)
     assert comparison.passed, str(comparison)
+
+
+def test_an_attention_in_a_body_is_told() -> None:
+    model = parse(
+        """g (bool c, float[2, 3] x) => (float[2, 3] y) {
+            y = If(c) <then_branch = a () => (float[2, 3] t) { t = Softmax(x) },
+                       else_branch = b () => (float[2, 3] e) { e = Identity(x) }>
+        }"""
+    )
+    refuses(model, FUSE, "in the body of an If, Loop or Scan")
