@@ -17,7 +17,7 @@ from swinopt.facts import Facts
 from swinopt.graph import Array, epsilon_of
 from swinopt.indices import PAD, Indices
 from swinopt.movement import Region
-from swinopt.textbook import shift_mask, window_tokens
+from swinopt.textbook import padded_size, shift_mask, window_tokens
 
 #: The largest window, in tokens: 32 x 32. What is larger is global attention, for which there are better kernels.
 LARGEST_WINDOW = 1024
@@ -128,17 +128,19 @@ def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
 def _matching(
     sizes: tuple[tuple[int, ...], ...], window: tuple[int, ...], places: tuple[Indices, ...], batches: list[int]
 ) -> Window | None:
-    windows = [-(-s // w) for s, w in zip(sizes[0], window, strict=True)]
     first = np.flatnonzero(places[0] == 0)
-    group, slot = divmod(int(first[0]), math.prod(window)) if first.size else (-1, 0)
-    if not 0 <= group < math.prod(windows):
+    if not first.size:
+        return None
+    padded = padded_size(sizes[0], window)
+    windows = [p // w for p, w in zip(padded, window, strict=True)]
+    group, slot = divmod(int(first[0]), math.prod(window))
+    if group >= math.prod(windows):
         return None
     # Where the first token has come to: a small map may have nothing but padding in its first slots.
     corners = zip(np.unravel_index(group, windows), window, np.unravel_index(slot, window), strict=True)
     corner = [int(number) * length + int(inside) for number, length, inside in corners]
     for roll_first in (False, True):
-        periods = sizes[0] if roll_first else [n * w for n, w in zip(windows, window, strict=True)]
-        shift = tuple(-place % period for place, period in zip(corner, periods, strict=True))
+        shift = tuple(-place % period for place, period in zip(corner, sizes[0] if roll_first else padded, strict=True))
         if all(s < w for s, w in zip(shift, window, strict=True)) and all(
             _is_partition(p, size, batch, window, shift, roll_first)
             for p, size, batch in zip(places, sizes, batches, strict=True)
