@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import PEAKS
 from h200_table import COLUMNS, ROWS, Row, Store
-from pages import fill_in, table
+from pages import fill_in, table, tell_missed
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 OURS, STOCK, COMPILED = "swinopt", "TensorRT", ("compile", "compile max")
@@ -32,8 +32,7 @@ def report(store: Store) -> int:
     (folder / "h200.md").write_text(page(rows, store, missed), encoding="utf-8")
     plot(rows, store, folder)
     write_into_readme(rows, store)
-    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
-    return 1 if missed else 0
+    return tell_missed(missed)
 
 
 def missed_bars(row: Row, cells: dict[str, Any]) -> Iterator[str]:

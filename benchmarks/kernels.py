@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from cells import machine
 from kernels_page import page, text
+from pages import tell_missed
 
 from swinopt import plugin_library
 from swinopt.engine import write_whole
@@ -68,18 +69,12 @@ def main() -> int:
     if not arguments.report:
         result = measured(sweep=not arguments.no_sweep)
         if arguments.no_sweep:
-            return told(missed_bars(result))
+            return tell_missed(missed_bars(result))
         write_whole(RESULTS, json.dumps(result, indent=1).encode() + b"\n")
     result = json.loads(RESULTS.read_text(encoding="utf-8"))
     missed = missed_bars(result)
     write_whole(RESULTS.with_suffix(".md"), page(result, missed).encode())
-    return told(missed)
-
-
-def told(missed: Sequence[str]) -> int:
-    """Prints them; the exit status."""
-    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
-    return 1 if missed else 0
+    return tell_missed(missed)
 
 
 def measured(*, sweep: bool) -> dict[str, Any]:

@@ -21,6 +21,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], left: int | None 
     ]
 
 
+def tell_missed(bars: Sequence[str]) -> int:
+    """Prints the bars that were missed; the exit status."""
+    print("\n".join(f"MISSED: {bar}" for bar in bars) or "every bar is met")
+    return 1 if bars else 0
+
+
 def fill_in(path: Path, name: str, content: str) -> None:
     """Puts ``content`` between ``<!-- name -->`` and ``<!-- /name -->``; leaves a file without these as it is."""
     start, stop = f"<!-- {name} -->", f"<!-- /{name} -->"

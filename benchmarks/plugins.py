@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from pages import table
+from pages import table, tell_missed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "plugins.md"
@@ -54,8 +54,7 @@ def main() -> int:
     found = engines.results(folder)
     missed = missed_bars(found)
     RESULTS.write_text(page(found, missed), encoding="utf-8")
-    print("\n".join(f"MISSED: {bar}" for bar in missed) or "every bar is met")
-    return 1 if missed else 0
+    return tell_missed(missed)
 
 
 def missed_bars(found: dict[str, Any]) -> list[str]:
