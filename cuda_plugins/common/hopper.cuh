@@ -59,10 +59,11 @@ __device__ __forceinline__ void use(float (&numbers)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
 }
+__device__ __forceinline__ void use(unsigned& number) { asm volatile("" : "+r"(number)::"memory"); }
 template <int kCount>
 __device__ __forceinline__ void use(unsigned (&pairs)[kCount]) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(pairs[i])::"memory");
+    for (int i = 0; i < kCount; ++i) use(pairs[i]);
 }
 template <class Numbers, int kCount>
 __device__ __forceinline__ void use(Numbers (&numbers)[kCount]) {
@@ -138,8 +139,8 @@ __device__ __forceinline__ void copy_box(unsigned to, CUtensorMap const& matrix,
         : "memory");
 }
 
-// Bytes that lie together, multiples of 16 at multiples of 16. By one thread of a warp, all of which call it.
-__device__ __forceinline__ void copy_bytes_once(unsigned to, void const* from, unsigned bytes, unsigned barrier) {
+// Bytes of a constant, multiples of 16 at multiples of 16. By one thread of a warp, all of which call it.
+__device__ __forceinline__ void copy_constant_once(unsigned to, void const* from, unsigned bytes, unsigned barrier) {
     asm volatile(
         "{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
         "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n}\n" ::"r"(to),

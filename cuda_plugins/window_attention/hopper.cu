@@ -24,9 +24,9 @@ cudaError_t hopper_window_attention(WindowAttentionParams params, HopperWindowPl
     HopperWindowAttention arguments{};
     params.heads_per_block = plan.heads;
     params.mask_value = std::max(params.mask_value, kHopperLowestMask / params.inverse_scale);
-    if (!describe_windows(arguments, params, plan, dtype)) return cudaErrorNotSupported;
+    if (!describe_windows(arguments, params, plan, dtype, plan.less)) return cudaErrorNotSupported;
     int const tokens = params.window[1] * params.window[2];
-    arguments.results_bytes = hopper_results_bytes(tokens, plan.heads, plan.abreast);
+    arguments.layout = hopper_window_layout(tokens, plan);
     int const tiles = tokens <= 56 ? 7 : 8;
     bool const cosine = params.logit_scale != nullptr;
     Kernel const kernel =

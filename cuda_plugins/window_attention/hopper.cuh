@@ -20,7 +20,7 @@
 namespace swinopt {
 
 struct HopperWindowAttention : HopperWindows {
-    int results_bytes;
+    HopperWindowLayout layout;
 };
 
 // Matrices as products want them, eight rows of 16 bytes one behind the other. The seams cut a window into regions,
@@ -32,20 +32,20 @@ struct WindowMasks {
 };
 static_assert(sizeof(WindowMasks) == kHopperMaskBytes);
 
-// What all threads of a block know. In shared memory lie, one behind the other: q, k and v of the windows that there is
-// room for, by warpgroup; results, a T [16, 32] of each warp; norms; masks; barriers, two for each place of a window.
+// What all threads of a block know.
 template <class T, int kTiles>
 struct HopperBlock : HopperThread {
     // Named barriers; behind these come those of the warpgroups.
     static constexpr int kAllThreads = 1, kConsumers = 2, kLoaders = 3, kGroups = 4;
     static constexpr int kHeadBytes = kHopperHeadBytes<kTiles>, kPartBytes = 64 * 8 * kTiles;
+    static constexpr int kBarrierBytes = 16;  // of the two of a place
 
     HopperWindowAttention const& all;
     int const heads = p.heads_per_block, groups = heads * all.abreast;
-    unsigned char* const results = memory + groups * all.stages * kHeadBytes;
-    float* const norms = reinterpret_cast<float*>(results + all.results_bytes);  // [groups, 2, 2, 64]
-    WindowMasks& masks = *reinterpret_cast<WindowMasks*>(norms + 256 * groups);
-    unsigned const bias_barrier = shared_address(&masks + 1), barriers = bias_barrier + 16;
+    unsigned char* const results = memory + all.layout.results;
+    float* const norms = reinterpret_cast<float*>(memory + all.layout.norms);
+    WindowMasks& masks = *reinterpret_cast<WindowMasks*>(memory + all.layout.masks);
+    unsigned const bias_barrier = shared_address(memory + all.layout.barriers), barriers = bias_barrier + 16;
     // The bias of the block's heads, in bytes. What of it comes in 16 bytes each is copied to where the results will lie.
     int const head_bias = 2 * n * n;
     int const bias_begin = blockIdx.x * heads * head_bias, bias_end = bias_begin + heads * head_bias;
@@ -54,8 +54,8 @@ struct HopperBlock : HopperThread {
     __device__ __forceinline__ HopperBlock(HopperWindowAttention const& given, unsigned char* shared)
         : HopperThread(given, shared), all(given) {}
 
-    __device__ __forceinline__ unsigned full(int place) const { return barriers + 16 * place; }
-    __device__ __forceinline__ unsigned empty(int place) const { return barriers + 16 * place + 8; }
+    __device__ __forceinline__ unsigned full(int place) const { return barriers + kBarrierBytes * place; }
+    __device__ __forceinline__ unsigned empty(int place) const { return full(place) + kBarrierBytes / 2; }
 
     // What a warp does that brings the windows of every other warpgroup.
     __device__ __forceinline__ void bring_windows(int loader) const {
@@ -70,24 +70,26 @@ struct HopperBlock : HopperThread {
         }
         named_barrier::wait(kLoaders, 32 * kHopperLoaders);
         named_barrier::arrive(kAllThreads, blockDim.x);
-        WindowCursor window(p, first_window);
-        wait_for_kernels_before();
         if (loader == 0) {
             barrier::arrive_and_expect_once(bias_barrier, copied_end - copied_begin);
-            copy_bytes_once(shared_address(results), static_cast<char const*>(p.relative_position_bias) + copied_begin,
-                            copied_end - copied_begin, bias_barrier);
+            copy_constant_once(shared_address(results), static_cast<char const*>(p.relative_position_bias) + copied_begin,
+                               copied_end - copied_begin, bias_barrier);
         }
+        WindowCursor window(p, first_window);
+        wait_for_kernels_before();
         int stage = 0, parity = 1, turn = 0;
         for (int i = 0; i < windows; ++i) {
             for (int head = 0; head < heads; ++head) {
                 int const group = turn * heads + head, place = group * all.stages + stage;
                 if (group % kHopperLoaders != loader) continue;
+                // Where arithmetic takes the most time, it begins sooner if the first windows do not come with others.
+                if (p.logit_scale && stage > 0 && i < all.stages * all.abreast) barrier::wait(full(place - 1), 0);
                 if (i >= all.stages * all.abreast) barrier::wait(empty(place), parity);
                 unsigned const to = shared_address(memory) + place * kHeadBytes;
                 bring_head(all.boxes, p, window, blockIdx.x * heads + head, {to, to + kPartBytes, to + 2 * kPartBytes},
                            full(place));
             }
-            window.advance(p);
+            window.advance(p, all.next);
             if (++turn < all.abreast) continue;
             turn = 0;
             if (++stage == all.stages) stage = 0, parity ^= 1;
@@ -101,8 +103,9 @@ template <class T, int kTiles, bool kCosine>
 struct HopperWarpgroup : HopperBlock<T, kTiles> {
     using Block = HopperBlock<T, kTiles>;
     using Block::all, Block::bias_begin, Block::bias_end, Block::copied_begin, Block::copied_end, Block::groups;
-    using Block::heads, Block::kAll, Block::kHeadBytes, Block::kPartBytes, Block::lane, Block::masks, Block::memory;
-    using Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall, Block::warp, Block::wide;
+    using Block::heads, Block::kAll, Block::kBarrierBytes, Block::kHeadBytes, Block::kPartBytes, Block::lane;
+    using Block::masks, Block::memory, Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall;
+    using Block::warp, Block::wide;
     static constexpr int kSteps = (kTiles + 1) / 2;  // of 16 keys
     using Scores = float[kTiles][4];
     using Weights = unsigned[kSteps][4];
@@ -116,9 +119,17 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
     float exponent;            // scores times log2(e) are what the products are, times this
     Scores added;              // to the scores: the bias times log2(e), and minus infinity behind the last key
     float* own_norms = norms + 256 * group;
+    // Shuffles: the compiler keeps what it cannot find anew for each window, and knows that a warp has one number.
+    unsigned const first_place, first_full;  // of the warpgroup's places, and its barrier
+    std::uint64_t const regions;
 
     __device__ __forceinline__ HopperWarpgroup(HopperWindowAttention const& given, unsigned char* shared)
-        : Block(given, shared), upper(p, min(slots[0], n - 1)), lower(p, min(slots[1], n - 1)) {
+        : Block(given, shared),
+          upper(p, min(slots[0], n - 1)),
+          lower(p, min(slots[1], n - 1)),
+          first_place(__shfl_sync(kAll, shared_address(stages), 0)),
+          first_full(__shfl_sync(kAll, this->full(group * all.stages), 0)),
+          regions(__shfl_sync(kAll, warpgroup::bricks(shared_address(masks.regions)), 0)) {
         while (local_head >= heads) local_head -= heads, ++turn;
         head = blockIdx.x * heads + local_head;
     }
@@ -185,16 +196,16 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
 
     // The scores of a window in a stage, times log2(e). seams: which run through it, as WindowMasks counts them.
     __device__ __forceinline__ void score(Scores& s, int stage, int parity, int seams) {
-        unsigned char const* const tokens = stages + stage * kHeadBytes;
-        std::uint64_t const q = warpgroup::lines_of_64(shared_address(tokens)), k = warpgroup::beyond(q, kPartBytes);
-        barrier::wait(this->full(group * all.stages + stage), parity);
+        std::uint64_t const q = warpgroup::lines_of_64(first_place + stage * kHeadBytes);
+        std::uint64_t const k = warpgroup::beyond(q, kPartBytes);
+        barrier::wait(first_full + kBarrierBytes * stage, parity);
         __syncwarp();
         warpgroup::fence();
         warpgroup::product_of_rows<T>(s, q, k, false);
         warpgroup::product_of_rows<T>(s, warpgroup::beyond(q, 32), warpgroup::beyond(k, 32), true);
         if (!kCosine && seams) add_mask(s, seams);
         warpgroup::commit();
-        if (kCosine) find_norms(tokens);
+        if (kCosine) find_norms(stages + stage * kHeadBytes);
         warpgroup::wait<0>();
         use(s);
 #pragma unroll
@@ -229,8 +240,9 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
     }
 
     // weights v / total, to where the queries came from; the stage is free for another window.
-    __device__ __forceinline__ void finish(Weights& weights, float (&total)[2], int stage, Window const& window) const {
-        std::uint64_t const v = warpgroup::lines_of_64(shared_address(stages + stage * kHeadBytes) + 2 * kPartBytes);
+    __device__ __forceinline__ void finish(Weights& weights, float (&total)[2], int stage, unsigned begin, int seams,
+                                           RowStore const& rows) const {
+        std::uint64_t const v = warpgroup::lines_of_64(first_place + stage * kHeadBytes + 2 * kPartBytes);
         float o[4][4] = {};
         warpgroup::multiply<T>(o, weights, v);
         warpgroup::commit();
@@ -238,16 +250,15 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
         for (int r = 0; r < 2; ++r) total[r] = reciprocal_approximately(sum_of_quad(total[r]));
         warpgroup::wait<0>();
         use(o);
-        if (lane == 0) barrier::arrive(this->empty(group * all.stages + stage));
+        if (lane == 0) barrier::arrive(first_full + kBarrierBytes * stage + kBarrierBytes / 2);
         __syncwarp();
-        store_rows<T>(p, window, head, o, total, slots[0], upper, lower, results + 1024 * warp);
+        rows.store<T>(p, begin, seams, o, total, results + 1024 * warp);
     }
 
 private:
     __device__ __forceinline__ void add_mask(Scores& s, int seams) const {
         warpgroup::fence();
-        warpgroup::product_of_rows<T>(s, warpgroup::bricks(shared_address(masks.regions)),
-                                      warpgroup::bricks(shared_address(masks.others[seams - 1])), true);
+        warpgroup::product_of_rows<T>(s, regions, warpgroup::beyond(regions, seams * sizeof(masks.regions)), true);
     }
 
     // 1 / |row|: of q by the first half of the warpgroup, of k by the second.
@@ -286,17 +297,20 @@ __global__ void __launch_bounds__(128 * kHopperMostGroups + 32 * kHopperLoaders,
     work.clear_behind_windows();
     if (work.warp < 2 && (p.shift[1] || p.shift[2])) work.make_masks();
     publish_to_copies();
-    wait_for_kernels_before();
+    RowStore const rows(p, work.head, 16 * work.quarter);
+    WindowCursor window(p, work.first_window + work.turn);
     work.load_bias();
+    wait_for_kernels_before();
     int stage = 0, parity = 0;
     for (int i = work.turn; i < work.windows; i += all.abreast) {
-        Window const window = Window::quickly(p, work.first_window + i);
-        int const seams = (window.has_seam(p, 1) ? 1 : 0) + (window.has_seam(p, 2) ? 2 : 0);
+        int const seams = window.seams(p);
+        unsigned const begin = window.begin(p);
+        window.advance(p, all.next_turn);
         float s[kTiles][4] = {}, total[2];
         unsigned weights[(kTiles + 1) / 2][4] = {};
         work.score(s, stage, parity, seams);
         work.weigh(s, weights, total);
-        work.finish(weights, total, stage, window);
+        work.finish(weights, total, stage, begin, seams, rows);
         if (++stage == all.stages) stage = 0, parity ^= 1;
     }
 #else

@@ -50,6 +50,7 @@ struct HopperWindowPlan {
     int abreast;  // windows that a block computes at the same time, warpgroups for each
     int stages;   // windows that a warpgroup has room for
     int chunks;   // that the windows are dealt out in
+    int less;     // windows that the last chunk has less
     int threads;
     int shared_bytes;
 };
@@ -58,17 +59,25 @@ struct HopperWindowPlan {
 template <int kKeyTiles>
 constexpr int kHopperHeadBytes = 64 * (16 * kKeyTiles + (kKeyTiles + 1) / 2 * 16);
 
-// Results of all warps, or before them the bias of a block's heads, from 16 bytes to 16 bytes.
-inline int hopper_results_bytes(int tokens, int heads, int abreast) {
-    int const results = 4 * 1024 * heads * abreast, bias = 2 * heads * tokens * tokens + 2 * 16;
-    return (std::max(results, bias) + 127) / 128 * 128;
-}
+// Where a block's shared memory has what, in bytes, behind q, k and v of the windows that there is room for, by warpgroup.
+struct HopperWindowLayout {
+    int results;   // T [16, 32] of each warp; before them the bias of the block's heads, from 16 bytes to 16 bytes
+    int norms;     // float [warpgroups, 2, 2, 64]
+    int masks;     // WindowMasks
+    int barriers;  // that of the bias, and two for each place of a window, 8 bytes each after one of 16
+    int all;
+};
 
-inline int hopper_window_shared_bytes(int tokens, int heads, int abreast, int stages) {
-    int const groups = heads * abreast, head_bytes = tokens <= 56 ? kHopperHeadBytes<7> : kHopperHeadBytes<8>;
-    int const norms = 1024 * groups, barriers = 16 * (1 + groups * stages);
-    return groups * stages * head_bytes + hopper_results_bytes(tokens, heads, abreast) + norms + kHopperMaskBytes +
-           barriers;
+inline HopperWindowLayout hopper_window_layout(int tokens, HopperWindowPlan const& plan) {
+    int const groups = plan.heads * plan.abreast, places = groups * plan.stages;
+    int const results = 4 * 1024 * groups, bias = 2 * plan.heads * tokens * tokens + 2 * 16;
+    HopperWindowLayout layout{};
+    layout.results = places * (tokens <= 56 ? kHopperHeadBytes<7> : kHopperHeadBytes<8>);
+    layout.norms = layout.results + (std::max(results, bias) + 127) / 128 * 128;
+    layout.masks = layout.norms + 1024 * groups;
+    layout.barriers = layout.masks + kHopperMaskBytes;
+    layout.all = layout.barriers + 16 * (1 + places);
+    return layout;
 }
 
 // For what window_attention_plan() has filled in; `heads` is 0 where the kernel cannot do it.
@@ -90,7 +99,10 @@ inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType
     plan.abreast = std::min(each, kHopperMostGroups / plan.heads);
     // More on its way than it takes lets the first windows wait for all the others.
     plan.stages = std::min(plan.abreast > 1 ? 2 : 3, (each + plan.abreast - 1) / plan.abreast);
-    plan.shared_bytes = hopper_window_shared_bytes(n, plan.heads, plan.abreast, plan.stages);
+    // The last blocks begin when the kernel before has ended, others sooner. Nobody has to compute longer for that.
+    auto const turns = [&](long long all) { return (all - 1) / (plan.chunks * plan.abreast) + 1; };
+    plan.less = turns(windows) > 2 && turns(windows + plan.abreast) == turns(windows) ? plan.abreast : 0;
+    plan.shared_bytes = hopper_window_layout(n, plan).all;
     plan.threads = 128 * plan.heads * plan.abreast + 32 * kHopperLoaders;
     return plan.shared_bytes <= device.shared_bytes ? plan : HopperWindowPlan{};
 }

@@ -60,7 +60,7 @@ struct HopperTiledBlock : HopperThread {
             if (i >= all.stages) barrier::wait(empty(stage), parity);
             unsigned const q = shared_address(memory) + stage * stage_bytes, k = q + query_bytes;
             bring_head(all.boxes, p, window, head, {q, k, k + part_bytes}, full(stage));
-            window.advance(p);
+            window.advance(p, all.next);
             if (++stage == all.stages) stage = 0, parity ^= 1;
         }
     }
@@ -117,12 +117,12 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
     int const turn = group / all.tiles, tile = group - turn * all.tiles;  // of the windows abreast, of the block's queries
     int const first_slot = kHopperQueries * (blockIdx.z * all.tiles + tile) + 16 * quarter;  // of the warp
     int const slots[2] = {first_slot + lane / 4, first_slot + lane / 4 + 8};
-    Place const upper, lower;                      // of these two
+    RowStore const rows;                           // of results
     unsigned rows_behind = 0, columns_behind = 0;  // of its keys, by t, whether they lie behind the window's seams
     float scale = p.scale;
 
     __device__ __forceinline__ HopperTiledWarpgroup(HopperTiledAttention const& given, unsigned char* shared)
-        : Block(given, shared), upper(p, min(slots[0], n - 1)), lower(p, min(slots[1], n - 1)) {}
+        : Block(given, shared), rows(p, head, first_slot) {}
 
     // Keys and values behind the last slot are zero: what is multiplied by their weight of zero is finite then.
     __device__ __forceinline__ void clear_behind_windows() const {
@@ -178,14 +178,13 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
     }
 
     // Its queries against all keys of a window.
-    __device__ __forceinline__ void attend(Window const& window, int stage, int parity) const {
+    __device__ __forceinline__ void attend(WindowCursor const& window, int stage, int parity) const {
+        int const seams = window.seams(p);
         unsigned hidden[2];  // of its keys, by t, whether its queries do not see them
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            Place const& place = r ? lower : upper;
-            hidden[r] = (window.has_seam(p, 1) ? place.row >= tall ? ~rows_behind : rows_behind : 0) |
-                        (window.has_seam(p, 2) ? place.column >= wide ? ~columns_behind : columns_behind : 0);
-        }
+        for (int r = 0; r < 2; ++r)
+            hidden[r] = (seams & 1 ? rows.is_behind(1, r) ? ~rows_behind : rows_behind : 0) |
+                        (seams & 2 ? rows.is_behind(2, r) ? ~columns_behind : columns_behind : 0);
         unsigned char* const tokens = memory + stage * stage_bytes;
         unsigned char* const queries = tokens + kLineBytes * first_slot;  // of the warp
         std::uint64_t const k = warpgroup::lines_of_64(shared_address(tokens) + query_bytes);
@@ -194,8 +193,8 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
         float factors[2] = {scale, scale};
         barrier::wait(this->full(stage), parity);
         __syncwarp();
-        load_matrices(q[0], swizzled(queries, lane % 16, lane / 16));
-        load_matrices(q[1], swizzled(queries, lane % 16, lane / 16 + 2));
+        load_matrices(q[0], queries + swizzled(lane % 16, lane / 16));
+        load_matrices(q[1], queries + swizzled(lane % 16, lane / 16 + 2));
         if (kCosine) {
             divide_by_norms(factors, q);
             barrier::wait(this->normalized(stage), parity);
@@ -230,7 +229,7 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) total[r] = reciprocal_approximately(sum_of_quad(total[r]));
-        store_rows<T>(p, window, head, o, total, slots[0], upper, lower, queries);
+        rows.store<T>(p, window.begin(p), seams, o, total, queries);
         publish_to_copies();
         __syncwarp();
         if (lane == 0) barrier::arrive(this->empty(stage));
@@ -332,12 +331,14 @@ __global__ void __launch_bounds__(128 * hopper_most_groups(kKeys) + 32 * kHopper
     work.clear_behind_windows();
     publish_to_copies();
     if (p.shift[1] || p.shift[2]) work.find_regions();
-    wait_for_kernels_before();
     work.load_bias();
+    wait_for_kernels_before();
     named_barrier::wait(work.kAllThreads, blockDim.x);
+    WindowCursor window(p, work.first_window + work.turn);
     int stage = work.turn, parity = 0;
     for (int i = work.turn; i < work.windows; i += all.abreast) {
-        work.attend(Window::quickly(p, work.first_window + i), stage, parity);
+        work.attend(window, stage, parity);
+        window.advance(p, all.next_turn);
         stage += all.abreast;
         if (stage >= all.stages) stage -= all.stages, parity ^= 1;
     }

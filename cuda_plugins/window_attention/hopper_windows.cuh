@@ -10,24 +10,39 @@
 
 namespace swinopt {
 
+// So many windows, for whoever walks along them: fewer columns than a row of windows has, fewer rows than an image.
+struct WindowStep {
+    int columns, rows, images;
+};
+
+inline WindowStep window_step(WindowAttentionParams const& p, int windows) {
+    int const rows = windows / p.windows[2];
+    return {windows % p.windows[2], rows % p.windows[1], rows / p.windows[1]};
+}
+
 // What kernels are told of the windows.
 struct HopperWindows {
     CUtensorMap boxes[3][2];  // of qkv [B, H, W, 3C]: a head's channels, HopperBoxes' heights and widths
     WindowAttentionParams p;
-    int windows_each, windows_more;  // a chunk has windows_each, and the first windows_more ones one more
+    int windows;                     // of all chunks
+    int windows_each, windows_more;  // a chunk has windows_each, the first windows_more one more, the last what is left
     int stages;
     int abreast;
+    WindowStep next, next_turn;  // to the next window, and to the next one of a warpgroup
 };
 
-// Fills it in. False where the driver knows no tensor maps.
+// Fills it in; the last chunk has so many windows less than others. False where the driver knows no tensor maps.
 template <class Plan>
-bool describe_windows(HopperWindows& to, WindowAttentionParams const& p, Plan const& plan, DType dtype) {
+bool describe_windows(HopperWindows& to, WindowAttentionParams const& p, Plan const& plan, DType dtype, int less = 0) {
     int const windows = static_cast<int>(window_attention_windows(p));
     to.p = p;
-    to.windows_each = windows / plan.chunks;
-    to.windows_more = windows % plan.chunks;
+    to.windows_each = (windows + less) / plan.chunks;
+    to.windows_more = (windows + less) % plan.chunks;
+    to.windows = windows;
     to.stages = plan.stages;
     to.abreast = plan.abreast;
+    to.next = window_step(p, 1);
+    to.next_turn = window_step(p, plan.abreast);
     HopperBoxes const boxes = hopper_boxes(p);
     cuuint64_t const channels = 3ull * p.num_heads * kHopperHead, columns = p.size[2], rows = p.size[1];
     cuuint64_t const size[] = {channels, columns, rows, static_cast<cuuint64_t>(p.batch)};
@@ -72,7 +87,7 @@ struct HopperThread {
         : p(all.p),
           memory(shared),
           first_window(chunk * all.windows_each + min(chunk, all.windows_more)),
-          windows(all.windows_each + (chunk < all.windows_more)) {}
+          windows(min(all.windows_each + (chunk < all.windows_more), all.windows - first_window)) {}
 };
 
 // Walks along the windows; the same in all threads of a warp, and the compiler knows.
@@ -86,9 +101,21 @@ struct WindowCursor {
         column = __shfl_sync(HopperThread::kAll, window.place[2], 0);
     }
 
-    __device__ __forceinline__ void advance(WindowAttentionParams const& p) {
-        if (++column == p.windows[2]) column = 0, ++row;
-        if (row == p.windows[1]) row = 0, ++image;
+    __device__ __forceinline__ void advance(WindowAttentionParams const& p, WindowStep const& step) {
+        column += step.columns, row += step.rows, image += step.images;
+        if (column >= p.windows[2]) column -= p.windows[2], ++row;
+        if (row >= p.windows[1]) row -= p.windows[1], ++image;
+    }
+
+    // Which seams of the rolled map run through the window: 1 for its rows, 2 for its columns, 3 for both.
+    __device__ __forceinline__ int seams(WindowAttentionParams const& p) const {
+        return (p.shift[1] && row + 1 == p.windows[1] ? 1 : 0) + (p.shift[2] && column + 1 == p.windows[2] ? 2 : 0);
+    }
+
+    // Where the result of its first slot goes, in bytes.
+    __device__ __forceinline__ unsigned begin(WindowAttentionParams const& p) const {
+        int const top = row * p.window[1] + p.shift[1], left = column * p.window[2] + p.shift[2];
+        return 2u * kHopperHead * p.num_heads * ((image * p.size[1] + top) * p.size[2] + left);
     }
 };
 
@@ -142,37 +169,66 @@ __device__ __forceinline__ float weigh_row(float const (&s)[kTiles][4], unsigned
 }
 
 // Where row `row` of a matrix of 32 columns of 16 bits has its eight columns number `eight`, as bulk copies lay it out.
-__device__ __forceinline__ unsigned char* swizzled(unsigned char* matrix, int row, int eight) {
-    return matrix + 64 * row + 16 * (eight ^ (row >> 1 & 3));
-}
+__device__ __forceinline__ int swizzled(int row, int eight) { return 64 * row + 16 * (eight ^ (row >> 1 & 3)); }
 
-// Stores 16 rows of a product, times a factor each, by a warp. A thread holds parts of row lane / 4, which belongs to
-// `slot` at the place `upper`, and of the one eight slots further. They pass through 16 rows of shared memory, the warp's
-// own, so that four threads store 64 bytes in one go.
-template <class T>
-__device__ __forceinline__ void store_rows(WindowAttentionParams const& p, Window const& window, int head,
-                                           float const (&o)[4][4], float const (&factors)[2], int slot,
-                                           Place const& upper, Place const& lower, unsigned char* rows) {
-    int const lane = threadIdx.x % 32, n = p.window[1] * p.window[2], channels = p.num_heads * kHopperHead;
+// Stores 16 rows of a product by a warp. A thread holds parts of row lane / 4 and of the one eight rows further. They pass
+// through 16 rows of shared memory, the warp's own, so that four threads store 64 bytes in one go.
+//
+// The compiler is told to keep the numbers, which are bytes: it would find them anew for each window.
+struct RowStore {
+    static constexpr unsigned kNowhere = ~0u;
+
+    unsigned to[2];       // where the thread's quarter of a row goes, from where the window's first slot goes
+    unsigned through[2];  // in the shared rows: where its parts are put, and where its quarter is found
+    unsigned behind = 0;  // for each row two bits, as WindowCursor::seams() has them: whether it lies behind the seam
+
+    // `first` is the slot of the first row. Rows behind the window's last slot go nowhere.
+    __device__ __forceinline__ RowStore(WindowAttentionParams const& p, int head, int first) {
+        unsigned const lane = threadIdx.x % 32, token = 2 * kHopperHead * p.num_heads, line = token * p.size[2];
+        int const n = p.window[1] * p.window[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        unsigned packed[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) packed[j] = Pair<T>::pack(o[j][2 * r] * factors[r], o[j][2 * r + 1] * factors[r]);
-        store_matrices(shared_address(swizzled(rows, lane % 8, lane / 8)) + 512 * r, packed);
+        for (int r = 0; r < 2; ++r) {
+            int const slot = first + lane / 4 + 8 * r;
+            Place const place(p, min(slot, n - 1));
+            unsigned const offset = place.row * line + place.column * token + 2 * kHopperHead * head + 16 * (lane % 4);
+            bool const rows = place.row >= p.window[1] - p.shift[1], columns = place.column >= p.window[2] - p.shift[2];
+            to[r] = slot < n ? offset : kNowhere;
+            behind |= (rows + 2u * columns) << 2 * r;
+        }
+        through[0] = swizzled(lane % 8, lane / 8), through[1] = swizzled(lane / 4, lane % 4);
+        use(to), use(through), use(behind);
     }
-    __syncwarp();
+
+    // Whether the thread's row r lies behind this seam.
+    __device__ __forceinline__ bool is_behind(int seam, int r) const { return behind & seam << 2 * r; }
+
+    // Stores the rows, times a factor each, of a window whose first slot goes to `begin`. What lies behind one of its seams
+    // goes to the other end of the map.
+    template <class T>
+    __device__ __forceinline__ void store(WindowAttentionParams const& p, unsigned begin, int seams,
+                                          float const (&o)[4][4], float const (&factors)[2], unsigned char* rows) const {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        uint4 const vector = *reinterpret_cast<uint4 const*>(swizzled(rows, lane / 4, lane % 4) + 512 * r);
-        Place const& place = r ? lower : upper;
-        int row = window.place[1] * p.window[1] + p.shift[1] + place.row;
-        int column = window.place[2] * p.window[2] + p.shift[2] + place.column;
-        row -= row >= p.size[1] ? p.size[1] : 0, column -= column >= p.size[2] ? p.size[2] : 0;
-        unsigned const token = (window.batch * p.size[1] + row) * p.size[2] + column;
-        T* const to = static_cast<T*>(p.output) + head * kHopperHead + 8 * (lane % 4) + token * channels;
-        if (slot + 8 * r < n) store_16_bytes(to, vector.x, vector.y, vector.z, vector.w);
+        for (int r = 0; r < 2; ++r) {
+            unsigned packed[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                packed[j] = Pair<T>::pack(o[j][2 * r] * factors[r], o[j][2 * r + 1] * factors[r]);
+            store_matrices(shared_address(rows) + through[0] + 512 * r, packed);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            uint4 const vector = *reinterpret_cast<uint4 const*>(rows + through[1] + 512 * r);
+            unsigned at = begin + to[r];
+            if (seams) {
+                unsigned const line = 2 * kHopperHead * p.num_heads * p.size[2];
+                if (is_behind(seams & 1, r)) at -= line * p.size[1];
+                if (is_behind(seams & 2, r)) at -= line;
+            }
+            if (to[r] == kNowhere) continue;
+            store_16_bytes(static_cast<char*>(p.output) + at, vector.x, vector.y, vector.z, vector.w);
+        }
     }
-}
+};
 
 }  // namespace swinopt

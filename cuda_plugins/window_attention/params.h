@@ -4,7 +4,8 @@
 namespace swinopt {
 
 struct WindowAttentionParams {
-    // T is float, __half or __nv_bfloat16, the same for all.
+    // T is float, __half or __nv_bfloat16, the same for all. relative_position_bias and logit_scale are constants: no kernel
+    // still under way may write them.
     void const* qkv;                     // T [B, *size, 3C]
     void const* relative_position_bias;  // T [num_heads, N, N], N = prod(window)
     void const* logit_scale;             // T [num_heads], or null: scaled dot products

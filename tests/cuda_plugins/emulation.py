@@ -50,6 +50,8 @@ extern "C" int gelu_in_place(float* x, int rows, int features) {
     return swinopt::gelu_in_place(x, rows, features, swinopt::Device{90, 132, 232448}, nullptr);
 }
 """
+#: Inputs that params.h calls constant and kernels read before that.
+CONSTANTS = {"WindowAttention": (1, 2)}
 SHARED_MEMORY = """
 #include "cuda_runtime_api.h"
 namespace swinopt { __align__(1024) unsigned char shared[emulation::kSharedBytes]; }
@@ -143,8 +145,8 @@ def launched(
     sizes = (device.capability, device.multiprocessors, device.shared_bytes)
     dtype = truth.DTYPES[outputs[0].dtype]
     # A kernel may begin before the ones that write its inputs have ended.
-    for tensor in inputs:
-        if tensor is not None:
+    for index, tensor in enumerate(inputs):
+        if tensor is not None and index not in CONSTANTS.get(op_type, ()):
             emulated.write_late(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes))
     status = getattr(emulated, cuda_plugins.FOLDERS[op_type])(ctypes.byref(launch.parameters), dtype, *sizes, int(lazy))
     assert status == 0

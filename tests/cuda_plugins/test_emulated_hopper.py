@@ -35,7 +35,7 @@ class WindowPlan(ctypes.Structure):
     made_by = "hopper_window_plan"
 
     _fields_ = tuple(
-        (name, ctypes.c_int) for name in ("heads", "abreast", "stages", "chunks", "threads", "shared_bytes")
+        (name, ctypes.c_int) for name in ("heads", "abreast", "stages", "chunks", "less", "threads", "shared_bytes")
     )
 
 
@@ -82,7 +82,8 @@ def values(plan: WindowPlan | TiledPlan) -> list[int]:
 
 
 #: size, window, shift, heads, batch, multiprocessors: one window alone, seams through rows, columns and both, windows
-#: and heads abreast, blocks with fewer windows than others, places that are used again and again, one axis and three.
+#: and heads abreast, blocks with fewer windows than others (the last one with a turn less), places that are used again
+#: and again, one axis and three.
 SMALL = [
     ((7, 7), (7, 7), (0, 0), 1, 1, 1),
     ((7, 7), (7, 7), (3, 3), 3, 2, 3),
@@ -92,6 +93,7 @@ SMALL = [
     ((7, 14), (7, 7), (0, 3), 4, 2, 1),
     ((14, 21), (7, 7), (5, 1), 1, 2, 5),
     ((14, 21), (7, 7), (5, 1), 1, 7, 1),
+    ((14, 21), (7, 7), (5, 1), 1, 5, 3),
     ((16, 8), (8, 8), (4, 4), 3, 3, 1),
     ((8, 16), (8, 8), (2, 6), 2, 2, 3),
     ((12, 6), (6, 6), (2, 4), 5, 1, 1),
@@ -258,7 +260,11 @@ def test_what_the_kernel_for_small_windows_takes(emulated: ctypes.CDLL) -> None:
 
 
 def test_how_the_kernel_for_small_windows_cuts_its_work(emulated: ctypes.CDLL) -> None:
-    """No block is more than a multiprocessor holds, and there are no more of them, unless heads leave no choice."""
+    """No block is more than a multiprocessor holds, and there are no more of them, unless heads leave no choice.
+
+    Where the last chunk has less to do, nobody takes more turns for that.
+    """
+    shorter = 0
     for (window, side), heads, batch, multiprocessors in itertools.product(
         (((7, 7), 56), ((7, 7), 7), ((8, 8), 64), ((8, 8), 8), ((5, 7), 35)),
         (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 96),
@@ -276,6 +282,11 @@ def test_how_the_kernel_for_small_windows_cuts_its_work(emulated: ctypes.CDLL) -
         assert 1 <= plan.chunks <= windows and plan.abreast <= -(-windows // plan.chunks), case
         groups = heads // plan.heads
         assert groups * plan.chunks <= max(groups, multiprocessors), case
+        each, more = divmod(windows + plan.less, plan.chunks)
+        turns = -(-windows // (plan.chunks * plan.abreast))
+        assert each + (more > 0) <= turns * plan.abreast and each > plan.less, case
+        shorter += plan.less > 0
+    assert shorter > 100 and planned(WindowPlan, emulated, (28, 28), (7, 7), (3, 3), 8, batch=32).less == 2
 
 
 def test_what_the_kernel_for_large_windows_takes(emulated: ctypes.CDLL) -> None:

@@ -32,6 +32,8 @@ void use(Numbers (&)[kCount]) {
     check_products();
 }
 
+inline void use(unsigned) {}
+
 namespace named_barrier {
 
 inline void wait(int number, int threads) { emulation::wait(emulation::block->barriers[number], threads); }
@@ -117,26 +119,26 @@ inline void publish_to_copies() {
     emulation::thread().written.clear();
 }
 
-inline void start(emulation::BulkCopy copy) {
+inline void start(emulation::BulkCopy copy, bool constant) {
     barrier::state(copy.barrier);
     for (auto const& [address, bytes] : copy.pieces)
         for (std::size_t i = 0; i < bytes.size(); i += 16)
             if (emulation::block->unpublished[(address + i) / 16])
                 emulation::fail("a copy to where somebody wrote, and has not published it");
-    if (!emulation::thread().has_waited) emulation::fail("a copy of what kernels before may not have written yet");
+    if (!constant && !emulation::thread().has_waited) emulation::fail("a copy of what kernels before may not have written yet");
     if (emulation::copies_are_lazy)
         emulation::block->copies.push_back(std::move(copy));
     else
         barrier::deliver(copy);
 }
 
-inline void copy_bytes_once(unsigned to, void const* from, unsigned bytes, unsigned barrier) {
+inline void copy_constant_once(unsigned to, void const* from, unsigned bytes, unsigned barrier) {
     __syncwarp();
     if (emulation::lane() == 0) {
         if (to % 16 || reinterpret_cast<std::uintptr_t>(from) % 16 || bytes % 16 || !bytes)
             emulation::fail("a bulk copy that is not aligned, or of nothing");
         auto const* const begin = static_cast<unsigned char const*>(from);
-        start({barrier, {{to, {begin, begin + bytes}}}});
+        start({barrier, {{to, {begin, begin + bytes}}}}, true);
     }
     __syncwarp();
 }
@@ -166,7 +168,7 @@ inline void copy_box_once(unsigned to, CUtensorMap const& map, int channel, int 
                     if (inside) std::memcpy(bytes.data(), map.tensor + offset, 16);
                     copy.pieces.emplace_back(swizzled(line + chunk), std::move(bytes));
                 }
-        start(std::move(copy));
+        start(std::move(copy), false);
     }
     __syncwarp();
 }
