@@ -58,16 +58,11 @@ struct Window {
         return window;
     }
 
-    // Whether the seam of the rolled map across this axis runs through the window.
-    __device__ __forceinline__ bool has_seam(WindowAttentionParams const& p, int axis) const {
-        return p.shift[axis] > 0 && place[axis] == p.windows[axis] - 1;
-    }
-
-    // Whether any seam does, so that some slots do not see each other.
+    // Whether a seam of the rolled map runs through the window, so that some slots do not see each other.
     __device__ __forceinline__ bool has_seam(WindowAttentionParams const& p) const {
         bool seam = false;
 #pragma unroll
-        for (int axis = 0; axis < 3; ++axis) seam |= has_seam(p, axis);
+        for (int axis = 0; axis < 3; ++axis) seam |= p.shift[axis] > 0 && place[axis] == p.windows[axis] - 1;
         return seam;
     }
 

@@ -99,7 +99,8 @@ inline HopperWindowPlan hopper_window_plan(WindowAttentionParams const& p, DType
     plan.abreast = std::min(each, kHopperMostGroups / plan.heads);
     // More on its way than it takes lets the first windows wait for all the others.
     plan.stages = std::min(plan.abreast > 1 ? 2 : 3, (each + plan.abreast - 1) / plan.abreast);
-    // The last blocks begin when the kernel before has ended, others sooner. Nobody has to compute longer for that.
+    // The last blocks begin only when the kernel before has ended, so their chunk is shorter, if the longest one is no longer
+    // for that. Of two turns nothing might be left.
     auto const turns = [&](long long all) { return (all - 1) / (plan.chunks * plan.abreast) + 1; };
     plan.less = turns(windows) > 2 && turns(windows + plan.abreast) == turns(windows) ? plan.abreast : 0;
     plan.shared_bytes = hopper_window_layout(n, plan).all;

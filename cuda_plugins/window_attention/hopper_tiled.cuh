@@ -116,7 +116,6 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
     int const group = warp / 4, quarter = warp % 4;
     int const turn = group / all.tiles, tile = group - turn * all.tiles;  // of the windows abreast, of the block's queries
     int const first_slot = kHopperQueries * (blockIdx.z * all.tiles + tile) + 16 * quarter;  // of the warp
-    int const slots[2] = {first_slot + lane / 4, first_slot + lane / 4 + 8};
     RowStore const rows;                           // of results
     unsigned rows_behind = 0, columns_behind = 0;  // of its keys, by t, whether they lie behind the window's seams
     float scale = p.scale;
@@ -138,9 +137,9 @@ struct HopperTiledWarpgroup : HopperTiledBlock<T, kKeys> {
 #pragma unroll
         for (int other = 0; other < 4; ++other) {
             Place const place(p, min(8 * lane + 2 * other, n - 1));
-            unsigned const rows = __ballot_sync(kAll, place.row >= tall);
-            unsigned const columns = __ballot_sync(kAll, place.column >= wide);
-            if (quad == other) rows_behind = rows, columns_behind = columns;
+            unsigned const by_row = __ballot_sync(kAll, place.row >= tall);
+            unsigned const by_column = __ballot_sync(kAll, place.column >= wide);
+            if (quad == other) rows_behind = by_row, columns_behind = by_column;
         }
     }
 

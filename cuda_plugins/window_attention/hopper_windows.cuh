@@ -174,12 +174,13 @@ __device__ __forceinline__ int swizzled(int row, int eight) { return 64 * row + 
 // Stores 16 rows of a product by a warp. A thread holds parts of row lane / 4 and of the one eight rows further. They pass
 // through 16 rows of shared memory, the warp's own, so that four threads store 64 bytes in one go.
 //
-// The compiler is told to keep the numbers, which are bytes: it would find them anew for each window.
+// The compiler is told to keep what is here: it would find it anew for each window.
 struct RowStore {
     static constexpr unsigned kNowhere = ~0u;
 
-    unsigned to[2];       // where the thread's quarter of a row goes, from where the window's first slot goes
-    unsigned through[2];  // in the shared rows: where its parts are put, and where its quarter is found
+    // In bytes: where the thread's quarter of a row goes, from where the window's first slot goes; in the shared rows, where
+    // its parts are put and where its quarter is found.
+    unsigned to[2], through[2];
     unsigned behind = 0;  // for each row two bits, as WindowCursor::seams() has them: whether it lies behind the seam
 
     // `first` is the slot of the first row. Rows behind the window's last slot go nowhere.
@@ -221,7 +222,7 @@ struct RowStore {
             uint4 const vector = *reinterpret_cast<uint4 const*>(rows + through[1] + 512 * r);
             unsigned at = begin + to[r];
             if (seams) {
-                unsigned const line = 2 * kHopperHead * p.num_heads * p.size[2];
+                unsigned const line = 2u * kHopperHead * p.num_heads * p.size[2];
                 if (is_behind(seams & 1, r)) at -= line * p.size[1];
                 if (is_behind(seams & 2, r)) at -= line;
             }

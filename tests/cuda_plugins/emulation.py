@@ -50,7 +50,7 @@ extern "C" int gelu_in_place(float* x, int rows, int features) {
     return swinopt::gelu_in_place(x, rows, features, swinopt::Device{90, 132, 232448}, nullptr);
 }
 """
-#: Inputs that params.h calls constant and kernels read before that.
+#: Inputs that params.h calls constant, and that kernels read before they wait for the kernels before them.
 CONSTANTS = {"WindowAttention": (1, 2)}
 SHARED_MEMORY = """
 #include "cuda_runtime_api.h"

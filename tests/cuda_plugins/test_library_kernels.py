@@ -148,6 +148,7 @@ def test_what_is_not_finite_stays_in_its_window(library: ctypes.CDLL, case: Any)
     bias = torch.randn(4, n, n, device="cuda", dtype=torch.float16)
     attributes = truth.attention_attributes(window, shift, 4, 32**-0.5)
     clean, spoiled = (torch.empty(40, *size, 128, device="cuda", dtype=torch.float16) for _ in range(2))
+    torch.cuda.synchronize()  # the bias is a constant
     truth.launched("WindowAttention", [qkv, bias, None, None], [clean], attributes, library)
     qkv[1::2] = float("nan")
     truth.launched("WindowAttention", [qkv, bias, None, None], [spoiled], attributes, library)

@@ -119,13 +119,12 @@ inline void publish_to_copies() {
     emulation::thread().written.clear();
 }
 
-inline void start(emulation::BulkCopy copy, bool constant) {
+inline void start(emulation::BulkCopy copy) {
     barrier::state(copy.barrier);
     for (auto const& [address, bytes] : copy.pieces)
         for (std::size_t i = 0; i < bytes.size(); i += 16)
             if (emulation::block->unpublished[(address + i) / 16])
                 emulation::fail("a copy to where somebody wrote, and has not published it");
-    if (!constant && !emulation::thread().has_waited) emulation::fail("a copy of what kernels before may not have written yet");
     if (emulation::copies_are_lazy)
         emulation::block->copies.push_back(std::move(copy));
     else
@@ -138,7 +137,7 @@ inline void copy_constant_once(unsigned to, void const* from, unsigned bytes, un
         if (to % 16 || reinterpret_cast<std::uintptr_t>(from) % 16 || bytes % 16 || !bytes)
             emulation::fail("a bulk copy that is not aligned, or of nothing");
         auto const* const begin = static_cast<unsigned char const*>(from);
-        start({barrier, {{to, {begin, begin + bytes}}}}, true);
+        start({barrier, {{to, {begin, begin + bytes}}}});
     }
     __syncwarp();
 }
@@ -150,6 +149,7 @@ inline void copy_box_once(unsigned to, CUtensorMap const& map, int channel, int 
                           unsigned barrier) {
     __syncwarp();
     if (emulation::lane() == 0) {
+        if (!emulation::thread().has_waited) emulation::fail("a copy of what kernels before may not have written yet");
         if (to % 128 || map.axes != 4 || map.swizzle != CU_TENSOR_MAP_SWIZZLE_64B)
             emulation::fail("a box that is not aligned, or of another kind of map");
         emulation::BulkCopy copy{barrier, {}};
@@ -168,7 +168,7 @@ inline void copy_box_once(unsigned to, CUtensorMap const& map, int channel, int 
                     if (inside) std::memcpy(bytes.data(), map.tensor + offset, 16);
                     copy.pieces.emplace_back(swizzled(line + chunk), std::move(bytes));
                 }
-        start(std::move(copy), false);
+        start(std::move(copy));
     }
     __syncwarp();
 }

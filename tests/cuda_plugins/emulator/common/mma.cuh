@@ -135,6 +135,7 @@ void wait_for_copies() {
 
 inline void store_16_bytes(void* to, unsigned x, unsigned y, unsigned z, unsigned w) {
     if (reinterpret_cast<std::uintptr_t>(to) % 16) emulation::fail("a store of 16 bytes that is not aligned");
+    if (!emulation::thread().has_waited) emulation::fail("a store to what kernels before may still read");
     *static_cast<uint4*>(to) = {x, y, z, w};
 }
 
