@@ -210,7 +210,7 @@ def _speed(calls: Sequence[Callable[[], Any]], size: int, copy: float) -> dict[s
         "us": round(median * 1e6, 2),
         "spread": f"{spread:.1%}",
         "TB/s": round(size / median / 1e12, 2),
-        "of copy": round(size / median / 1e12 / copy, 3),
+        "of copy": round(size / median / 1e12 / copy, 4),
     }
 
 
