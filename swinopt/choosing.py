@@ -176,6 +176,12 @@ class _Op:
                 op.constants[name] = value
         return op
 
+    @property
+    def computed(self) -> list[str]:
+        """The inputs that kernels take from initializers alone and that are none."""
+        missing = self.shapes.keys() - self.constants.keys()
+        return [i.name for i in ops.spec(self.type).inputs if i.constant and i.name in missing]
+
     def key(self) -> dict[str, Any]:
         """All that tells the op from another one; the values of constants do not."""
         inputs = {
@@ -263,7 +269,7 @@ class _Candidate:
     @property
     def is_measured(self) -> bool:
         """Whether its times are still to be found."""
-        return bool(self.op.shapes) and self.cached is None
+        return bool(self.op.shapes) and not self.op.computed and self.cached is None
 
     def build_plugin(self) -> None:
         """Builds the plugin, or notes why it cannot be built."""
@@ -286,6 +292,9 @@ class _Candidate:
         """What the op should become, by the times that are known or else by a measurement."""
         if not self.op.shapes:
             return self.op.choice("plugin", "its sizes cannot be told")
+        if self.op.computed:
+            why = f"kernels take {' and '.join(self.op.computed)} from initializers alone"
+            return self.op.choice("standard", why)
         times = self.cached or self._measured(standard)
         if times is None:
             # Not kept: what failed for want of memory, say, may not the next time. If both do, the whole model tells.

@@ -55,6 +55,8 @@ def for_parser(
         # First of all: the converter knows no way back from some newer ops, and passes write what the opset has.
         model = _aged(model)
     if ops.uses(model):
+        # A weight behind a Cast or an Identity is as constant as an initializer.
+        model = Pipeline(passes.FoldConstants())(model)
         able = {ops.first_output(node) for node in ops.nodes(model)} if plugins else set()
         as_plugins = able - set(spelled_out) - _without_plugin(model, precision, by_graph, linears)
         if len(as_plugins) < ops.uses(model).total():
@@ -87,6 +89,7 @@ def fuse_between_attentions(
         has_gelu: as for :func:`for_parser`.
     """
     model = Pipeline(
+        passes.FoldConstants(),
         passes.FusePatchMerging(),
         passes.SimplifyPatchEmbedding(multiple=FUSED_MULTIPLE),
         passes.SimplifyMovement(),
@@ -144,16 +147,19 @@ def _is_reshape(node: onnx.NodeProto) -> bool:
 
 
 def _without_plugin(model: onnx.ModelProto, precision: str, by_graph: bool, linears: bool) -> set[str]:
-    """The linears and norms that no plugin can compute, each by its output.
+    """The ops that no plugin can compute, each by its first output.
 
-    All linears, or those that have to stay in float32 among others that do not; and those with numbers that the
-    precision cannot hold, as well as such norms.
+    Those with a computed tensor where kernels read ahead; all linears, or those that have to stay in float32 among
+    others that do not; and those with numbers that the precision cannot hold, as well as such norms.
     """
     weights = {weight.name: weight for weight in model.graph.initializer}
     # Where the graph decides, one that has narrow weights is what its author wanted, float32 in between included.
     is_decided = by_graph and precision in weight_precisions(model)
 
     def has_none(node: onnx.NodeProto) -> bool:
+        inputs = zip(ops.spec(node.op_type).inputs, node.input, strict=False)
+        if any(declared.constant and name and name not in weights for declared, name in inputs):
+            return True
         if node.op_type not in (ops.LINEAR.name, ops.LAYER_NORM.name):
             return False
         read = [weights[name] for name in node.input[1:3] if name in weights]

@@ -80,8 +80,8 @@ PATCH_MERGING = OpSpec(
     doc=_PATCH_MERGING_DOC,
     inputs=(
         Input("x", "[B, H, W, C]", "T: the feature map"),
-        Input("gamma", "[4C]", "T: factor behind the norm, in the order (dy, dx, c)"),
-        Input("beta", "[4C]", "T: summand behind the norm"),
+        Input("gamma", "[4C]", "T: factor behind the norm, in the order (dy, dx, c)", constant=True),
+        Input("beta", "[4C]", "T: summand behind the norm", constant=True),
     ),
     attributes=(_EPSILON,),
     outputs=(Output("output", "[B, ceil(H / 2), ceil(W / 2), 4C]", "T: the merged tokens, normalised"),),
@@ -136,8 +136,8 @@ ADD_LAYER_NORM = OpSpec(
     inputs=(
         Input("a", "[..., C]", "T: one summand"),
         Input("b", "[..., C]", "T: the other one, of the same shape"),
-        Input("gamma", "[C]", "T: factor behind the norm"),
-        Input("beta", "[C]", "T: summand behind the norm"),
+        Input("gamma", "[C]", "T: factor behind the norm", constant=True),
+        Input("beta", "[C]", "T: summand behind the norm", constant=True),
     ),
     attributes=(_EPSILON,),
     outputs=(
@@ -203,8 +203,8 @@ LAYER_NORM = OpSpec(
     doc=_LAYER_NORM_DOC,
     inputs=(
         Input("x", "[..., C]", "T: the tokens"),
-        Input("gamma", "[C]", "T: factor behind the norm"),
-        Input("beta", "[C]", "T: summand behind the norm"),
+        Input("gamma", "[C]", "T: factor behind the norm", constant=True),
+        Input("beta", "[C]", "T: summand behind the norm", constant=True),
         Input("residual", "[..., C]", "T: added at the end; of the shape of x", optional=True),
     ),
     attributes=(_EPSILON,),

@@ -99,8 +99,8 @@ LINEAR = OpSpec(
     doc=_DOC,
     inputs=(
         Input("x", "[..., K]", "T: the tokens"),
-        Input("weight", "[K, N]", "T: what they are multiplied by"),
-        Input("bias", "[N]", "T: summand behind the product"),
+        Input("weight", "[K, N]", "T: what they are multiplied by", constant=True),
+        Input("bias", "[N]", "T: summand behind the product", constant=True),
         Input("residual", "[..., N]", "T: added at the end; leading sizes are those of x", optional=True),
     ),
     attributes=(

@@ -27,6 +27,9 @@ class Input:
 
     ``uniform`` marks an optional input that changes the body but not the meaning of nodes without it: where some nodes
     of a model have it and others do not, all of them get the body that takes it.
+
+    ``constant`` marks an input that kernels may read while those in front of them still run, so that only initializers
+    are given to them.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Input:
     doc: str
     optional: bool = False
     uniform: bool = False
+    constant: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ where mask is mask_value for two slots from different regions of the shifted map
 as keys, under the same mask as any other slot. The slots go back to where they came from; padded ones are dropped.
 With logit_scale (Swin V2, arXiv:2111.09883, section 3.3) q and k are divided by max(L2 norm, 1e-12) along the head, and
 logit_scale takes the place of scale. Statistics and sums are float32 at least. Batch and spatial sizes may be dynamic.
-T is float32, float16 or bfloat16.
+T is float32, float16 or bfloat16. Kernels take relative_position_bias and logit_scale from initializers alone.
 """
 
 
@@ -255,8 +255,14 @@ WINDOW_ATTENTION = OpSpec(
     doc=_DOC,
     inputs=(
         Input("qkv", "[B, *spatial, 3C]", "T: query, key, value of every token, each [num_heads, C / num_heads]"),
-        Input("relative_position_bias", "[num_heads, N, N]", "T: added to the scores, query by key"),
-        Input("logit_scale", "[num_heads]", "T: scale of the cosine, exp'ed and clamped already", optional=True),
+        Input("relative_position_bias", "[num_heads, N, N]", "T: added to the scores, query by key", constant=True),
+        Input(
+            "logit_scale",
+            "[num_heads]",
+            "T: scale of the cosine, exp'ed and clamped already",
+            optional=True,
+            constant=True,
+        ),
         Input(
             "pad_qkv",
             "[3C]",

@@ -206,14 +206,27 @@ def test_an_op_is_measured_alone_with_its_constants(lab: Lab) -> None:
     assert [value.name for value in plugin.graph.input] == [value.name for value in standard.graph.input] == ["qkv"]
     (bias,) = plugin.graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(bias), floats(2, 16, 16))
-    # A bias that is computed is an input.
+    # What is computed is an input.
     given = parse(
-        """g (float[1, 8, 8, 12] x, float[2, 16, 16] t) => (float[1, 8, 8, 4] y) {
-            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, t) }"""
+        """g (float[1, 6, 8, 12] x, float[12] t) => (float[1, 6, 8, 4] y) { y = swinopt.WindowAttention
+            <window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, bias, "", t) }""",
+        bias=floats(2, 16, 16),
     )
     lab.build(given)
-    assert [value.name for value in lab.alone[0].graph.input] == ["qkv", "relative_position_bias"]
-    assert not lab.alone[0].graph.initializer
+    assert [value.name for value in lab.alone[0].graph.input] == ["qkv", "pad_qkv"]
+    assert len(lab.alone[0].graph.initializer) == 1
+
+
+def test_what_reads_a_computed_bias_is_not_measured(lab: Lab) -> None:
+    """No plugin may run it."""
+    given = parse(
+        """g (float[1, 8, 8, 12] x, float[2, 16, 16] t, float[2] l) => (float[1, 8, 8, 4] y) {
+            y = swinopt.WindowAttention<window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, t, l) }"""
+    )
+    engine = lab.build(given)
+    assert not lab.alone and not engine.plugin_layers and chosen(engine) == {"y": "standard"}
+    why = "kernels take relative_position_bias and logit_scale from initializers alone"
+    assert engine.notes == (f"WindowAttention of y is spelled out: {why}",)
 
 
 def test_inputs_that_are_absent_stay_so(lab: Lab) -> None:

@@ -291,6 +291,88 @@ def test_float32_in_a_model_of_half_precision_is_no_plugin_where_the_graph_decid
     assert ops.uses(linears_of(given, OLD))["Linear"] == 2
 
 
+def all_ops(batch: int | str = "N") -> onnx.ModelProto:
+    """One node of each op, named by its first output."""
+    return parse(
+        f"""g (float[{batch}, 8, 8, 16] x) => (float[{batch}, 4, 4, 64] m) {{
+            l = swinopt.Linear<float32=1>(x, w, b)
+            a = swinopt.WindowAttention
+                <window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>(l, bias, logit_scale)
+            n = swinopt.LayerNorm(a, gamma, beta)
+            s, t = swinopt.AddLayerNorm(n, x, gamma2, beta2)
+            m = swinopt.PatchMerging(t, gamma3, beta3) }}""",
+        w=0.25 * floats(16, 48),
+        b=floats(48),
+        bias=floats(2, 16, 16),
+        logit_scale=floats(2),
+        gamma=floats(16),
+        beta=1 + floats(16),
+        gamma2=floats(16),
+        beta2=1 + floats(16),
+        gamma3=floats(64),
+        beta3=1 + floats(64),
+    )
+
+
+#: What kernels may read early, by the node of :func:`all_ops` that reads it.
+CONSTANTS = {"l": "w b", "a": "bias logit_scale", "n": "gamma beta", "s": "gamma2 beta2", "m": "gamma3 beta3"}
+
+
+def with_computed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with the negative of a new input, ``given``, in the place of a weight."""
+    (weight,) = [weight for weight in model.graph.initializer if weight.name == name]
+    model.graph.input.append(onnx.helper.make_tensor_value_info("given", weight.data_type, weight.dims))
+    model.graph.node.insert(0, onnx.helper.make_node("Neg", ["given"], [name]))
+    model.graph.initializer.remove(weight)
+    return model
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize(("reader", "weight"), [(name, w) for name, read in CONSTANTS.items() for w in read.split()])
+def test_what_reads_a_computed_weight_is_no_plugin(reader: str, weight: str, versions: dict[str, Any]) -> None:
+    """Its kernel would read the weight while that may still be written."""
+    given = with_computed(all_ops(), weight)
+    for fused in (given, linears_of(given, versions, "fp32")):
+        found, _ = for_parser(fused, precision="fp32", plugins=True, **versions)
+        assert {ops.first_output(node) for node in ops.nodes(found)} == CONSTANTS.keys() - {reader}
+        assert swinopt.compare(given, found, tolerance=1e-5).passed
+    found, _ = for_parser(given, precision="fp16", plugins=True, **versions)
+    assert reader not in {ops.first_output(node) for node in ops.nodes(found)}
+
+
+def test_of_two_attentions_the_one_with_a_computed_bias_is_no_plugin() -> None:
+    attention = "swinopt.WindowAttention<window_size=[4,4], shift_size=[2,2], num_heads=2, scale=0.7>"
+    given = parse(
+        f"""g (float[N, 8, 8, 12] x, float[2, 16, 16] given) => (float[N, 8, 8, 4] y) {{
+            n = Neg(given)  a = {attention}(x, n)  b = {attention}(x, bias)  c = {attention}(x, given)
+            s = Add(a, b)  y = Add(s, c) }}""",
+        bias=floats(2, 16, 16),
+    )
+    found, _ = for_parser(given, precision="fp32", plugins=True, **NEW)
+    assert [ops.first_output(node) for node in ops.nodes(found)] == ["b"] and op_counts(found)["Softmax"] == 2
+    assert swinopt.compare(given, found, tolerance=1e-5).passed
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_weights_are_constant_however_they_are_written(precision: str, versions: dict[str, Any]) -> None:
+    """And what kernels read no sooner than all else may be computed."""
+    given = parse(
+        """g (float[N, 6, 6, 24] x, float[24] given) => (float[N, 3, 3, 32] m) {
+            c = Identity(bias)  p = Neg(given)  a = swinopt.WindowAttention
+                <window_size=[4,4], shift_size=[0,0], num_heads=2, scale=0.7>(x, c, "", p)
+            w = Cast<to=1>(wide)  b = Constant<value_floats=[1., 2., 3., 4., 5., 6., 7., 8.]>()
+            l = swinopt.Linear<float32=1>(a, w, b, a)  m = swinopt.PatchMerging(l, gamma, beta) }""",
+        bias=floats(2, 16, 16),
+        wide=floats(8, 8).astype(np.float64),
+        gamma=floats(32),
+        beta=floats(32),
+    )
+    for fused in (given, handover.for_plugins(given), linears_of(given, versions, precision)):
+        found, _ = for_parser(fused, precision=precision, plugins=True, narrow_ends=True, **versions)
+        assert ops.uses(found) == {"WindowAttention": 1, "Linear": 1, "PatchMerging": 1}
+
+
 def block_of_norms(kind: str, dtype: Any = np.float32, large: float = 0.0, batch: int | str = "N") -> onnx.ModelProto:
     """The attention of a block with its norm, before it as in V1 or behind it as in V2, and a norm at the end."""
     element = "float" if dtype == np.float32 else "float16"
@@ -408,3 +490,13 @@ def test_a_norm_with_a_number_that_half_precision_cannot_hold_is_no_plugin(kind:
         found, kept = for_parser(model, precision="fp16", plugins=True, **versions)
         assert len(norms_of(found)) == norms
         assert any("holds 1e+05" in reason for reason in kept.values()) == versions["by_graph"]
+
+
+@pytest.mark.parametrize("versions", [OLD, NEW], ids=["old parsers", "new parsers"])
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_a_norm_with_a_computed_scale_stays_with_tensorrt(kind: str, versions: dict[str, Any]) -> None:
+    given = with_computed(block_of_norms(kind), "gamma")
+    fused = linears_of(given, versions)
+    assert "gamma" not in {name for node in norms_of(fused) for name in node.input}
+    assert "gamma" in {name for n in fused.graph.node if n.op_type == "LayerNormalization" for name in n.input}
+    assert swinopt.compare(given, fused, tolerance=1e-5).passed
