@@ -12,7 +12,8 @@
 // region. In 16 bits that is exact enough: a weight of e^m is off by m 2^-9 of itself at most, and small where m is large.
 //
 // With few windows most of the time goes by before the first product. Instructions that run once come from far away,
-// some 50 cycles for each eight of them, so there are to be few.
+// some 50 cycles for each eight of them, so there are to be few; and the bias, a constant, is read while the kernel before
+// still runs.
 #pragma once
 
 #include "hopper_windows.cuh"
