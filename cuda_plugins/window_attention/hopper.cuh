@@ -39,14 +39,13 @@ struct HopperBlock : HopperThread {
     // Named barriers; behind these come those of the warpgroups.
     static constexpr int kAllThreads = 1, kConsumers = 2, kLoaders = 3, kGroups = 4;
     static constexpr int kHeadBytes = kHopperHeadBytes<kTiles>, kPartBytes = 64 * 8 * kTiles;
-    static constexpr int kBarrierBytes = 16;  // of the two of a place
 
     HopperWindowAttention const& all;
     int const heads = p.heads_per_block, groups = heads * all.abreast;
     unsigned char* const results = memory + all.layout.results;
     float* const norms = reinterpret_cast<float*>(memory + all.layout.norms);
     WindowMasks& masks = *reinterpret_cast<WindowMasks*>(memory + all.layout.masks);
-    unsigned const bias_barrier = shared_address(memory + all.layout.barriers), barriers = bias_barrier + 16;
+    unsigned const bias_barrier = shared_address(memory + all.layout.barriers), barriers = bias_barrier + kHopperBarrierBytes;
     // The bias of the block's heads, in bytes. What of it comes in 16 bytes each is copied to where the results will lie.
     int const head_bias = 2 * n * n;
     int const bias_begin = blockIdx.x * heads * head_bias, bias_end = bias_begin + heads * head_bias;
@@ -55,8 +54,8 @@ struct HopperBlock : HopperThread {
     __device__ __forceinline__ HopperBlock(HopperWindowAttention const& given, unsigned char* shared)
         : HopperThread(given, shared), all(given) {}
 
-    __device__ __forceinline__ unsigned full(int place) const { return barriers + kBarrierBytes * place; }
-    __device__ __forceinline__ unsigned empty(int place) const { return full(place) + kBarrierBytes / 2; }
+    __device__ __forceinline__ unsigned full(int place) const { return barriers + kHopperBarrierBytes * place; }
+    __device__ __forceinline__ unsigned empty(int place) const { return full(place) + kHopperBarrierBytes / 2; }
 
     // What a warp does that brings the windows of every other warpgroup.
     __device__ __forceinline__ void bring_windows(int loader) const {
@@ -104,9 +103,8 @@ template <class T, int kTiles, bool kCosine>
 struct HopperWarpgroup : HopperBlock<T, kTiles> {
     using Block = HopperBlock<T, kTiles>;
     using Block::all, Block::bias_begin, Block::bias_end, Block::copied_begin, Block::copied_end, Block::groups;
-    using Block::heads, Block::kAll, Block::kBarrierBytes, Block::kHeadBytes, Block::kPartBytes, Block::lane;
-    using Block::masks, Block::memory, Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall;
-    using Block::warp, Block::wide;
+    using Block::heads, Block::kAll, Block::kHeadBytes, Block::kPartBytes, Block::lane, Block::masks, Block::memory;
+    using Block::n, Block::norms, Block::p, Block::quad, Block::results, Block::tall, Block::warp, Block::wide;
     static constexpr int kSteps = (kTiles + 1) / 2;  // of 16 keys
     using Scores = float[kTiles][4];
     using Weights = unsigned[kSteps][4];
@@ -199,7 +197,7 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
     __device__ __forceinline__ void score(Scores& s, int stage, int parity, int seams) {
         std::uint64_t const q = warpgroup::lines_of_64(first_place + stage * kHeadBytes);
         std::uint64_t const k = warpgroup::beyond(q, kPartBytes);
-        barrier::wait(first_full + kBarrierBytes * stage, parity);
+        barrier::wait(first_full + kHopperBarrierBytes * stage, parity);
         __syncwarp();
         warpgroup::fence();
         warpgroup::product_of_rows<T>(s, q, k, false);
@@ -251,7 +249,7 @@ struct HopperWarpgroup : HopperBlock<T, kTiles> {
         for (int r = 0; r < 2; ++r) total[r] = reciprocal_approximately(sum_of_quad(total[r]));
         warpgroup::wait<0>();
         use(o);
-        if (lane == 0) barrier::arrive(first_full + kBarrierBytes * stage + kBarrierBytes / 2);
+        if (lane == 0) barrier::arrive(first_full + kHopperBarrierBytes * stage + kHopperBarrierBytes / 2);
         __syncwarp();
         rows.store<T>(p, begin, seams, o, total, results + 1024 * warp);
     }

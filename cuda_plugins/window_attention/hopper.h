@@ -12,7 +12,7 @@ namespace swinopt {
 constexpr int kHopperHead = 32;                           // channels of a head
 constexpr int kHopperSmallest = 33, kHopperLargest = 64;  // tokens of a window
 constexpr int kHopperMostGroups = 4, kHopperLoaders = 2;  // warpgroups of a block, and warps that bring windows
-constexpr int kHopperMaskBytes = 4 * 2048;
+constexpr int kHopperMaskBytes = 4 * 2048, kHopperBarrierBytes = 16;  // the latter of the two of a place
 
 // What hides a key is added to q k^T as a number of 16 bits: one that is normal in float16. Less than the lowest hides no
 // more than that does where this is as much as the other one beside the scores: e^-1000 is 0.
@@ -64,7 +64,7 @@ struct HopperWindowLayout {
     int results;   // T [16, 32] of each warp; before them the bias of the block's heads, from 16 bytes to 16 bytes
     int norms;     // float [warpgroups, 2, 2, 64]
     int masks;     // WindowMasks
-    int barriers;  // that of the bias, and two for each place of a window, 8 bytes each after one of 16
+    int barriers;  // that of the bias, in as many bytes as the two of a place, which follow by place
     int all;
 };
 
@@ -76,7 +76,7 @@ inline HopperWindowLayout hopper_window_layout(int tokens, HopperWindowPlan cons
     layout.norms = layout.results + (std::max(results, bias) + 127) / 128 * 128;
     layout.masks = layout.norms + 1024 * groups;
     layout.barriers = layout.masks + kHopperMaskBytes;
-    layout.all = layout.barriers + 16 * (1 + places);
+    layout.all = layout.barriers + kHopperBarrierBytes * (1 + places);
     return layout;
 }
 
