@@ -323,11 +323,11 @@ def _tell(engine: str, phase: str, step: int, steps: int) -> None:
 
 def plan_of(exported: Path, precision: str, plugins: str | None, level: int | None = None) -> Path:
     """Where :func:`built` puts an engine."""
-    from swinopt import choosing
+    from swinopt.choice_cache import kernels_hash, sources_hash
 
     level_name = "" if level is None else f"-level{level}"
     version = tensorrt_version()
-    by = "stock" if plugins is None else f"{plugins}-{choosing.sources_hash()[:8]}-{choosing.kernels_hash(version)[:8]}"
+    by = "stock" if plugins is None else f"{plugins}-{sources_hash()[:8]}-{kernels_hash(version)[:8]}"
     name = f"{exported.stem}-{precision}-{version}-{by}{level_name}"
     # Without the dots of the version, of which with_suffix would take the last for the suffix.
     return exported.parent / f"{name.replace('.', '_')}.engine"

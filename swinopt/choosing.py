@@ -8,37 +8,31 @@ alone.
 A plugin is a wall to TensorRT: nothing is fused across it. Where TensorRT makes one good kernel of the spelled-out op,
 or a size suits the plugin's kernel badly, the standard ops are faster; which it is hangs on the GPU, the TensorRT, the
 precision and the size, so that nothing but a measurement tells.
-
-What was measured once is kept in a folder, ``$SWINOPT_CACHE/choices`` if that variable is set and else
-``swinopt/choices`` in the user's cache folder. An entry's name is the hash of all that the times depend on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 import swinopt
-from swinopt import cuda, graph, ops, passes, plugin_library, tensorrt_module
+from swinopt import choice_cache, cuda, graph, ops, tensorrt_module
 from swinopt import profiles as profile
 from swinopt.builders import Builder, InTurn, Standard
 from swinopt.choice import Choice, Choices, Form, by_time
-from swinopt.cuda_plugins import SOURCES, nvrtc
-from swinopt.engine import Engine, write_whole
-from swinopt.errors import MissingDependencyError, ModelError, SwinoptError
+from swinopt.choice_cache import Times
+from swinopt.engine import Engine
+from swinopt.errors import MissingDependencyError, SwinoptError
 from swinopt.facts import Facts
 from swinopt.graph import Array
 from swinopt.pipeline import Progress
@@ -52,12 +46,8 @@ _CLOSE = 1.1  # of the plugin's time: what a build alone may make of the standar
 _ROUNDS = 5
 _RUNS = 50
 _WARMUP = 10
-_KERNEL_SOURCES = ("*.cuh", "*.h", "*.cu", "*.py")
 
 _IN_WORDS: Mapping[Form, str] = {"plugin": "as a plugin", "standard": "in standard ops"}
-
-#: Milliseconds as plugin and in standard ops.
-_Times: TypeAlias = tuple[float, float]
 
 
 def choose(
@@ -99,9 +89,9 @@ def choose(
         "driver": cuda.driver_version(),
         "tensorrt": tensorrt_module.describe(trt),
         "swinopt": swinopt.__version__,
-        "kernels": kernels_hash(trt.__version__),
+        "kernels": choice_cache.kernels_hash(trt.__version__),
         "cublaslt": tensorrt_module.cublaslt_version(trt),
-        "standard_ops": sources_hash(),
+        "standard_ops": choice_cache.sources_hash(),
         **settings,
     }
     candidates = [_Candidate(op, {**setup, **op.key()}, here) for op in found]
@@ -115,31 +105,6 @@ def choose(
                 progress(MEASURING, index, len(candidates))
             choices.append(candidate.choice(others))
     return Choices(choices)
-
-
-def kernels_hash(tensorrt_version: str) -> str:
-    """A hash of the plugins: of the library if there is one, and else of the sources of those in Python."""
-    library = plugin_library.find_library(tensorrt_version)
-    digest = hashlib.sha256()
-    for path in [library] if library else sorted(p for kind in _KERNEL_SOURCES for p in SOURCES.rglob(kind)):
-        content = path.read_bytes()
-        digest.update(f"{path.name if library else path.relative_to(SOURCES)} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def sources_hash() -> str:
-    """A hash of the modules that spell swinopt ops out."""
-    digest = hashlib.sha256()
-    for folder in (Path(swinopt.__file__).parent, Path(passes.__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where times are kept. It need not exist."""
-    return nvrtc.cache_folder().parent / "choices"
 
 
 # ------------------------------------------------------------------------------------------------------ ops of a model
@@ -214,7 +179,7 @@ class _Op:
         version = helper.find_min_ir_version_for(imports, True)
         return helper.make_model(made, opset_imports=imports, ir_version=version)
 
-    def choice(self, chosen: Form, why: str, times: _Times | None = None, from_cache: bool = False) -> Choice:
+    def choice(self, chosen: Form, why: str, times: Times | None = None, from_cache: bool = False) -> Choice:
         """What was chosen for the op."""
         defaults = ops.spec(self.type).defaults
         told = {name: value for name, value in self.attributes.items() if value != defaults.get(name)}
@@ -261,7 +226,7 @@ class _Candidate:
 
     def __init__(self, op: _Op, key: Mapping[str, Any], here: Builder) -> None:
         self.op, self.key = op, key
-        self.cached = _read(key) if op.shapes else None
+        self.cached = choice_cache.read(key) if op.shapes else None
         self._here = here
         self._engines: dict[Form, Engine] = {}
         self._failures: dict[Form, str] = {}
@@ -302,11 +267,11 @@ class _Candidate:
             why = "; ".join(f"{_IN_WORDS[form]}: {reason}" for form, reason in self._failures.items())
             return self.op.choice("standard" if only_plugin_fails else "plugin", why)
         if not self.cached:
-            _write(self.key, times)
+            choice_cache.write(self.key, times)
         chosen = by_time(self.op.type, self.key["precision"], len(self.op.nodes), *times)
         return self.op.choice(*chosen, times=times, from_cache=self.cached is not None)
 
-    def _measured(self, standard: Standard) -> _Times | None:
+    def _measured(self, standard: Standard) -> Times | None:
         """Milliseconds as plugin and in standard ops; None if one or both of them do not work."""
         for form in tuple(self._failures):  # maybe for want of memory that others had
             if form == "plugin":
@@ -322,7 +287,7 @@ class _Candidate:
         self._engines.clear()
         return times
 
-    def _timed(self) -> _Times | None:
+    def _timed(self) -> Times | None:
         medians: dict[Form, list[float]] = {"plugin": [], "standard": []}
         with ExitStack() as stack:
             for engine in self._engines.values():
@@ -384,31 +349,3 @@ def _noted(form: Form, failures: dict[Form, str]) -> Iterator[None]:
         raise
     except SwinoptError as error:
         failures.setdefault(form, " ".join(str(error).split()))
-
-
-# --------------------------------------------------------------------------------------------------------------- cache
-
-
-def _entry(key: Mapping[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"{digest}.json"
-
-
-def _read(key: Mapping[str, Any]) -> _Times | None:
-    """The times that were measured before; None if there are none, or they cannot be read."""
-    try:
-        found = json.loads(_entry(key).read_bytes())
-        times = float(found["plugin_ms"]), float(found["standard_ms"])
-        known = found["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return times if known and all(math.isfinite(time) and time > 0 for time in times) else None
-
-
-def _write(key: Mapping[str, Any], times: _Times) -> None:
-    entry = _entry(key)
-    content = {"plugin_ms": times[0], "standard_ms": times[1], "key": key}
-    # A folder that cannot be written costs time at every build, and nothing else.
-    with suppress(OSError, ModelError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(entry, f"{json.dumps(content, indent=2)}\n".encode())

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import swinopt
-from swinopt import choosing, plugin_library
+from swinopt import choice_cache, plugin_library
 from tests.lab import Lab, chosen, entries, floats, model, set_up
 
 
@@ -46,8 +46,8 @@ def test_another_gpu_tensorrt_setting_or_kernel_is_measured_anew(lab: Lab, monke
         "level": (lambda: None, {"optimization_level": 5}),
         "workspace": (lambda: None, {"workspace": 64}),
         "sizes": (lambda: None, {"profiles": {"x": [(2, 8, 8, 12)] * 3}}),
-        "kernels": (lambda: monkeypatch.setattr(choosing, "kernels_hash", lambda version: "another"), {}),
-        "standard ops": (lambda: monkeypatch.setattr(choosing, "sources_hash", lambda: "another"), {}),
+        "kernels": (lambda: monkeypatch.setattr(choice_cache, "kernels_hash", lambda version: "another"), {}),
+        "standard ops": (lambda: monkeypatch.setattr(choice_cache, "sources_hash", lambda: "another"), {}),
         "swinopt": (lambda: monkeypatch.setattr(swinopt, "__version__", "99"), {}),
     }
     lab.build()
@@ -71,12 +71,12 @@ def test_the_hash_of_the_kernels_is_that_of_their_sources_or_the_library(
     (sources / "op").mkdir(parents=True)
     for name in ("op/kernel.cuh", "op/plan.py", "README"):
         (sources / name).write_text("one")
-    monkeypatch.setattr(choosing, "SOURCES", sources)
+    monkeypatch.setattr(choice_cache, "SOURCES", sources)
     found: list[Path | None] = [None]
     monkeypatch.setattr(plugin_library, "find_library", lambda version=None: found[0])
 
     def hashes() -> str:
-        return choosing.kernels_hash("10.9.0")
+        return choice_cache.kernels_hash("10.9.0")
 
     before = hashes()
     (sources / "README").write_text("two")
@@ -147,17 +147,17 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(lab: Lab, tmp_path: Pa
 
 def test_an_entry_is_whole_whoever_writes_it(lab: Lab, tmp_path: Path) -> None:
     key = {"op": "WindowAttention", "ballast": "x" * 100_000}
-    choosing._write(key, (1.0, 1.0))
+    choice_cache.write(key, (1.0, 1.0))
     wrong: list[Any] = []
     done = threading.Event()
 
     def write(time: float) -> None:
         for _ in range(50):
-            choosing._write(key, (time, time))
+            choice_cache.write(key, (time, time))
 
     def read() -> None:
         while not done.is_set():
-            times = choosing._read(key)
+            times = choice_cache.read(key)
             if times is None or times[0] != times[1]:
                 wrong.append(times)
 
